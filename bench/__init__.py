@@ -1,0 +1,1 @@
+"""The harness: measure what a network costs and what it is worth, through every runtime."""

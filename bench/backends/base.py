@@ -1,0 +1,149 @@
+"""The seam between the harness and a runtime: two small protocols, and what both sides promise."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from bench.records import Case, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensing_models.network import LensNetwork
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Availability:
+    """Whether a backend can run here: its version, or the reason why not and the remedy.
+
+    Exactly one of the two is set.
+    """
+
+    version: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.version) == bool(self.reason):
+            raise ValueError("availability is a version or a reason, one of the two")
+
+
+class Session(Protocol):
+    """A network made ready for one case; a context manager that frees it.
+
+    The session owns its output buffers: the outputs of a slot are valid until that slot's next
+    call. It never reads a clock.
+    """
+
+    artifact_bytes: int | None
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        """Start inference and return the outputs, which may not be there before `synchronize`.
+
+        Args:
+            images: (B, C, H, W) float32 in [0, 1] on the case's device, contiguous; B is exactly
+                the case's batch size (the caller pads a ragged batch).
+            slot: Which of the `slots` requests in flight this is.
+
+        Returns:
+            (B, K) float32 on the case's device.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until every started inference has its outputs."""
+        ...
+
+    def evidence(self) -> Mapping[str, Scalar]:
+        """Return proof of what ran, read back from the runtime after at least one `infer`.
+
+        ``precision`` is the arithmetic that ran and ``threads`` what the runtime says it uses; a
+        silent fallback is named under ``fallback``.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """A runtime. Cheap to construct: nothing is imported or built before `prepare`."""
+
+    name: str
+    precisions: Mapping[str, tuple[str, ...]]
+    """Precisions by device, the first being the default; a device that is missing is refused."""
+
+    def probe(self, device: str) -> Availability:
+        """Say whether this machine can run the backend, without importing the runtime."""
+        ...
+
+    def refuse(self, case: Case) -> str | None:
+        """Return why *case* cannot be run by this backend on any machine, or None."""
+        ...
+
+    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> Session:
+        """Return a session for *case*.
+
+        Args:
+            network: Trained network on the CPU in evaluation mode, fp32, contiguous; the session
+                may change it.
+            case: What to run; `probe` and `refuse` have let it pass.
+            workdir: Folder for files derived from the network, shared by all cases.
+            slots: Requests that may be in flight at once.
+
+        Raises:
+            RuntimeError: If the runtime cannot build it; the message is the case's reason.
+        """
+        ...
+
+
+class LocalSession:
+    """What most sessions share: nothing to free, nothing to wait for, no file."""
+
+    artifact_bytes: int | None = None
+
+    def synchronize(self) -> None:
+        """Return at once: `infer` has waited already."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free nothing."""
+
+
+def installed(*distributions: str, remedy: str) -> Availability:
+    """Return the version of the first installed of *distributions*, or *remedy* as the reason."""
+    for name in distributions:
+        try:
+            return Availability(version=importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Availability(reason=f"{distributions[0]} is not installed; {remedy}")
+
+
+def refuse_by_table(backend: Backend, case: Case, why: Mapping[str, str] | None = None) -> str | None:
+    """Return why the precision table of *backend* has no such cell, or None.
+
+    Args:
+        backend: Whose `precisions` are asked.
+        case: The cell.
+        why: Reasons by ``device`` or ``device/precision``, where the plain one says too little.
+    """
+    reasons = why or {}
+    if case.device not in backend.precisions:
+        return reasons.get(case.device, f"{backend.name} does not run on {case.device}")
+    if case.precision not in backend.precisions[case.device]:
+        known = ", ".join(backend.precisions[case.device])
+        plain = f"{backend.name} on {case.device} has no {case.precision}; it has {known}"
+        return reasons.get(f"{case.device}/{case.precision}", plain)
+    return None

@@ -1,0 +1,253 @@
+"""What a run leaves behind: typed facts, and the JSON lines that carry them. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+SCHEMA = 1
+Status = Literal["ok", "skipped", "failed"]
+Validity = Literal["valid", "unstable", "throttled", "contended", "fallback", "undersampled", ""]
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One cell of the sweep: what runs, on what, and how.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads that every runtime is given alike.
+        variant: How the cell departs from the plain one (``graph``, ``tuned``, ``px150``).
+    """
+
+    task: str
+    architecture: str
+    backend: str
+    precision: str
+    batch_size: int
+    device: str
+    threads: int
+    variant: str = "default"
+
+    @property
+    def key(self) -> str:
+        """Return e.g. ``substructure/resnet18/trt/fp16/b32/cuda/t2/default``."""
+        return f"{self.worker_key}/b{self.batch_size}/{self.device}/t{self.threads}/{self.variant}"
+
+    @property
+    def worker_key(self) -> str:
+        """Return what names the process that measures this case: all but batch and machine."""
+        return f"{self.task}/{self.architecture}/{self.backend}/{self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Consecutive timed calls of one case; the unit of the interval.
+
+    Attributes:
+        samples_s: Wall time of each timed call, `infer` and `synchronize` together [s].
+        foreign_load: Busy time of other people's processes over the block's processor time,
+            0 to 1; NaN where the system does not tell.
+        accepted: Whether the foreign load was low enough for the block to count.
+        round: Turn of the group in which it was measured.
+    """
+
+    samples_s: tuple[float, ...]
+    foreign_load: float
+    accepted: bool
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """The raw samples of one experiment on one case; statistics are computed on reading.
+
+    Attributes:
+        experiment: ``latency`` (one request in flight, each waited for).
+        clock: ``host_wall``.
+        warmup_blocks: Blocks thrown away until the medians settled.
+        settled: Whether they did.
+        stop_reason: ``target_ci``, ``time_budget`` or ``most_blocks``.
+        required_blocks: Accepted blocks that a valid row needs.
+        blocks: Every measured block, rejected ones included.
+    """
+
+    experiment: str = "latency"
+    clock: str = "host_wall"
+    warmup_blocks: int
+    settled: bool
+    stop_reason: str
+    required_blocks: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """What else is known of the measured session.
+
+    Attributes:
+        build_s: Wall time of `prepare` [s], from network in memory to session.
+        artifact_bytes: Size of the deployed file; None where there is none.
+        evidence: Proof of what ran, from the session.
+        input_digest: SHA-256 of the rotated input buffers.
+    """
+
+    build_s: float
+    artifact_bytes: int | None
+    evidence: Mapping[str, Scalar]
+    input_digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """How far the outputs are from the reference: eager fp32, NCHW, TF32 off, same device.
+
+    Attributes:
+        images: Test images compared.
+        error: max |difference| / rms of the reference.
+        tolerance: Largest error allowed; None for a reduced precision, which is not judged by it.
+        passed: Whether the outputs are finite, well shaped and, for fp32, within the tolerance.
+    """
+
+    images: int
+    error: float
+    tolerance: float | None
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """Where and with what a run was made.
+
+    Attributes:
+        fingerprint: Digest of hardware and thread count: runs compare only where it is equal.
+        hardware: Processor, cores, memory, accelerator.
+        versions: Package and driver versions by name.
+        revision: Git revision of the suite; ``-dirty`` behind it if the tree was changed.
+        platform: Operating system and machine.
+    """
+
+    fingerprint: str
+    hardware: Mapping[str, Scalar]
+    versions: Mapping[str, str]
+    revision: str
+    platform: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """One case of one run: its status, its reason and all that was measured.
+
+    Attributes:
+        recorded_at: ISO 8601 time, UTC.
+        reason: Why the case is skipped or failed, or a remark on an ok one.
+        validity: How far the timing can be trusted; empty where there is none.
+        checkpoint_sha256: Digest of the weights; empty where none were loaded.
+        dataset_digest: Recipe digest of the data.
+        converged: Whether the network's fit ran to its end; False for preset ``quick``.
+        quality: Metrics through this very session on the whole test split.
+        quality_images: Number of those images.
+        environment: Fingerprint; the rest is in ``environment.json``.
+    """
+
+    schema: int = SCHEMA
+    run: str
+    recorded_at: str
+    case: Case
+    status: Status
+    reason: str = ""
+    validity: Validity = ""
+    checkpoint_sha256: str = ""
+    dataset_digest: str = ""
+    converged: bool | None = None
+    backend_version: str = ""
+    measurement: Measurement | None = None
+    parity: Parity | None = None
+    quality: Mapping[str, float] = field(default_factory=dict)
+    quality_images: int = 0
+    primary_metric: str = ""
+    timing: Timing | None = None
+    environment: str = ""
+
+
+Fact = TypeVar("Fact")
+
+
+def to_json(fact: object) -> str:
+    """Return *fact*, a dataclass of this module, as one line of JSON; NaN becomes null."""
+    # The dataclass_transform of typeshed wants an instance type that no base class can state.
+    return json.dumps(_plain(dataclasses.asdict(fact)), separators=(",", ":"))  # type: ignore[call-overload]
+
+
+def from_json(kind: type[Fact], line: str) -> Fact:
+    """Return the dataclass *kind* that `to_json` wrote.
+
+    Raises:
+        ValueError: If *line* is not JSON, or a field is missing or unknown.
+    """
+    try:
+        return typing.cast(Fact, _rebuild(kind, json.loads(line)))
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"not a {kind.__name__}: {error}") from error
+
+
+def append_line(path: Path, fact: object) -> None:
+    """Append *fact* to the JSONL file *path* and flush it to the disk."""
+    import os
+
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(to_json(fact) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(path: Path, kind: type[Fact]) -> Iterator[Fact]:
+    """Yield the facts of a JSONL file; a torn last line (a killed writer) is passed over.
+
+    Raises:
+        ValueError: If a line before the last one cannot be read; the message names file and line.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            yield from_json(kind, line)
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _plain(value: object) -> object:
+    """Return *value* with tuples as lists and non-finite floats as None, which JSON lacks."""
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _rebuild(kind: object, value: object) -> object:
+    """Return *value*, parsed JSON, as the annotated type *kind*."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [item for item in arguments if item is not type(None)]
+        return value if value is None or len(inner) > 1 else _rebuild(inner[0], value)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_rebuild(arguments[0], item) for item in value)
+    if kind is float and value is None:
+        return float("nan")
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _rebuild(hints[name], item) for name, item in value.items()})
+    return value

@@ -1,0 +1,38 @@
+"""The networks, one row each. Published values: DeepLense (classification and mass tests), Galaxy Zoo."""
+
+from __future__ import annotations
+
+from lensing_models.specs import ArchitectureSpec
+
+ARCHITECTURES: tuple[ArchitectureSpec, ...] = (
+    ArchitectureSpec(
+        name="mobilenetv3_small",
+        timm_name="mobilenetv3_small_100",
+        input_size=150,
+        published={"substructure": {"auc": 0.9741, "accuracy": 0.8867}, "halo_mass": {"mse": 6.1e-5}},
+        quick_steps=150,
+    ),
+    ArchitectureSpec(
+        name="resnet18",
+        timm_name="resnet18",
+        input_size=150,
+        published={"substructure": {"auc": 0.9871, "accuracy": 0.9363}, "halo_mass": {"mse": 6.8e-5}},
+        quick_steps=80,
+    ),
+    ArchitectureSpec(
+        name="resnet34",
+        timm_name="resnet34",
+        input_size=150,
+        published={"galaxy_morphology": {"accuracy": 0.7832}},
+        quick_steps=50,
+    ),
+    ArchitectureSpec(
+        name="efficientnet_b5",
+        timm_name="efficientnet_b5",
+        input_size=224,
+        published={"substructure": {"auc": 0.9931, "accuracy": 0.9588}, "halo_mass": {"mse": 4.8e-5}},
+        quick_steps=16,
+        fit_batch_size=8,
+        learning_rate=3e-4,
+    ),
+)

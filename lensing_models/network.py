@@ -1,0 +1,66 @@
+"""The network every runtime gets: resize, backbone and output scale in one graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lensing_models.specs import ArchitectureSpec, TaskSpec
+
+
+class LensNetwork(nn.Module):
+    """A timm backbone between a resize and an affine output, both part of the exported graph.
+
+    Reduced precision is a property of the backbone alone: images come in and outputs leave as
+    float32, so that every runtime and precision has the same door.
+
+    Args:
+        backbone: Maps (B, C, S, S) to (B, K).
+        image_size: Side of the images that come in [px].
+        input_size: Side S that the backbone gets [px].
+        output_count: K.
+    """
+
+    output_scale: torch.Tensor
+    output_shift: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, *, image_size: int, input_size: int, output_count: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.image_size = image_size
+        self.input_size = input_size
+        # Mean and spread of a regression's labels; the identity for logits.
+        self.register_buffer("output_scale", torch.ones(output_count))
+        self.register_buffer("output_shift", torch.zeros(output_count))
+        self.compute_dtype = torch.float32
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return outputs (B, K) float32 for images (B, C, H, W) float32 in [0, 1]."""
+        if self.input_size != self.image_size:
+            size = (self.input_size, self.input_size)
+            images = functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=False)
+        outputs: torch.Tensor = self.backbone(images.to(self.compute_dtype))
+        return outputs.float() * self.output_scale + self.output_shift
+
+    def set_compute_dtype(self, dtype: torch.dtype) -> LensNetwork:
+        """Cast the backbone to *dtype* in place and return the network."""
+        self.backbone.to(dtype)
+        self.compute_dtype = dtype
+        return self
+
+
+def build_network(architecture: ArchitectureSpec, task: TaskSpec) -> LensNetwork:
+    """Return *architecture* for *task* with random weights, in evaluation mode."""
+    import timm
+
+    channels, height, width = task.image_shape
+    if height != width:
+        raise ValueError(f"task {task.name!r}: images must be square, not {height} x {width}")
+    backbone = timm.create_model(
+        architecture.timm_name, pretrained=False, in_chans=channels, num_classes=task.output_count
+    )
+    network = LensNetwork(
+        backbone, image_size=height, input_size=architecture.input_size, output_count=task.output_count
+    )
+    return network.eval()

@@ -1,0 +1,95 @@
+"""Sizes of work: how much data, how long a fit, how many blocks. The README prints this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Numbers of images of one data set; the validation images come out of the training images."""
+
+    train: int
+    validation: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """One size of work, the same for fitting and for measuring.
+
+    Attributes:
+        split: Numbers of images by task name; ``default`` serves the tasks that are not named.
+        epochs: Epochs of a fit.
+        step_capped: Whether `ArchitectureSpec.quick_steps` ends a fit before its epochs do. Such
+            networks are labelled unconverged.
+        blocks: Clean blocks that a row needs to be valid.
+        most_blocks: Blocks after which measuring stops, whatever the interval.
+        block_s: Shortest block [s].
+        block_calls: Fewest calls in a block.
+        discards: Calls thrown away at the start of a block.
+        case_s: Seconds of measuring that one case may use; `--time-budget` overrides it.
+    """
+
+    name: str
+    split: Mapping[str, Split]
+    epochs: int
+    step_capped: bool
+    blocks: int
+    most_blocks: int
+    block_s: float
+    block_calls: int
+    discards: int
+    case_s: float
+
+    def split_for(self, task: str) -> Split:
+        """Return the numbers of images for *task*."""
+        return self.split.get(task, self.split["default"])
+
+
+PRESETS: Mapping[str, Preset] = {
+    row.name: row
+    for row in (
+        Preset(
+            name="quick",
+            split={"default": Split(train=1800, validation=200, test=300)},
+            epochs=4,
+            step_capped=True,
+            blocks=8,
+            most_blocks=12,
+            block_s=0.2,
+            block_calls=3,
+            discards=1,
+            case_s=5.0,
+        ),
+        Preset(
+            name="standard",
+            split={"default": Split(train=5400, validation=600, test=1000)},
+            epochs=10,
+            step_capped=False,
+            blocks=8,
+            most_blocks=32,
+            block_s=0.3,
+            block_calls=5,
+            discards=3,
+            case_s=30.0,
+        ),
+        Preset(
+            name="reference",
+            # The published sizes: 30,000 of which a tenth validates / 3,000, and 20,000 at 81 : 9 : 10.
+            split={
+                "default": Split(train=27000, validation=3000, test=3000),
+                "halo_mass": Split(train=16200, validation=1800, test=2000),
+            },
+            epochs=20,
+            step_capped=False,
+            blocks=8,
+            most_blocks=64,
+            block_s=0.3,
+            block_calls=5,
+            discards=3,
+            case_s=120.0,
+        ),
+    )
+}

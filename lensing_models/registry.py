@@ -1,0 +1,92 @@
+"""Select things by name: comma lists, ``all``, and a did-you-mean for a typing error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TypeVar
+
+from lensing_models.architectures import ARCHITECTURES
+from lensing_models.specs import ArchitectureSpec, TaskSpec
+from lensing_models.tasks import known_tasks
+
+Row = TypeVar("Row")
+
+
+def known_architectures() -> dict[str, ArchitectureSpec]:
+    """Return every architecture by name, in the order of its rows."""
+    return {row.name: row for row in ARCHITECTURES}
+
+
+def explain_unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Return one line: what is unknown, what is known, and the nearest name if there is one."""
+    names = sorted(known)
+    line = f"unknown {what} {name!r}; known: {', '.join(names)}."
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"{line} Did you mean {near[0]!r}?" if near else line
+
+
+def split_names(what: str, text: str, known: Iterable[str]) -> list[str] | None:
+    """Return the names of the comma list *text* in the order given, or None for ``all``.
+
+    Raises:
+        LookupError: If a name is not in *known*.
+        ValueError: If *text* names nothing.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise ValueError(f"no {what} named; known: {', '.join(sorted(known))}, or all")
+    if "all" in names:
+        return None
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise LookupError(explain_unknown(what, name, known))
+    return list(dict.fromkeys(names))
+
+
+def find_task(name: str) -> TaskSpec:
+    """Return the task called *name*; raise LookupError with the known ones otherwise."""
+    return _find("task", name, known_tasks())
+
+
+def find_architecture(name: str) -> ArchitectureSpec:
+    """Return the architecture called *name*; raise LookupError with the known ones otherwise."""
+    return _find("model", name, known_architectures())
+
+
+def _find(what: str, name: str, rows: dict[str, Row]) -> Row:
+    if name not in rows:
+        raise LookupError(explain_unknown(what, name, rows))
+    return rows[name]
+
+
+def select_pairs(models: str, tasks: str) -> list[tuple[TaskSpec, ArchitectureSpec]]:
+    """Return the pairs of task and architecture that two comma lists name.
+
+    ``all`` on either side means the published pairs; a pair with both sides named always counts.
+
+    Args:
+        models: Comma list of architectures, or ``all``.
+        tasks: Comma list of tasks, or ``all``.
+
+    Returns:
+        Pairs ordered by task, then by architecture.
+
+    Raises:
+        LookupError: If a name is unknown.
+        ValueError: If the selection is empty.
+    """
+    task_names = split_names("task", tasks, known_tasks())
+    model_names = split_names("model", models, known_architectures())
+    pairs = [
+        (task, architecture)
+        for name, task in known_tasks().items()
+        for architecture in ARCHITECTURES
+        if (task_names is None or name in task_names)
+        and (model_names is None or architecture.name in model_names)
+        and (name in architecture.published or (task_names is not None and model_names is not None))
+    ]
+    if not pairs:
+        raise ValueError(f"empty selection: no published pair in --models {models} --tasks {tasks}; name both sides")
+    return pairs

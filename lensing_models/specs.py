@@ -1,0 +1,134 @@
+"""What a task, a target, a metric and an architecture are; no torch is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lensing_models.network import LensNetwork
+
+Kind = Literal["classification", "regression"]
+FloatArray = NDArray[np.floating]
+LabelArray = NDArray[np.floating] | NDArray[np.integer]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """A score of outputs against labels, with its unit and the direction that is better.
+
+    Attributes:
+        name: Column name in the tables, e.g. ``auc``.
+        unit: Unit of the value; empty where it is a pure number.
+        better: ``higher`` or ``lower``.
+        applies_to: Kinds of task it is defined for.
+        compute: ``(outputs (N, K) float, labels (N,)) -> float``. Outputs are what a session
+            returns: logits for classification, log10 of the target for regression.
+    """
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    applies_to: tuple[Kind, ...]
+    compute: Callable[[FloatArray, LabelArray], float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A physical quantity that a regression task predicts.
+
+    Attributes:
+        name: Column of the catalogue that holds the true value.
+        unit: Unit of the true value; empty for a fraction.
+        symbol: How it is written in a text.
+        valid: Lowest and highest value that a label may have, both included.
+    """
+
+    name: str
+    unit: str
+    symbol: str
+    valid: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not self.valid[0] < self.valid[1]:
+            raise ValueError(f"target {self.name!r}: empty valid range {self.valid}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSpec:
+    """One question that a network answers about a cutout.
+
+    Attributes:
+        name: Name on the command line, e.g. ``substructure``.
+        kind: ``classification`` (labels are class indices) or ``regression`` (labels are values
+            of the target; the network gives their log10).
+        classes: Class names in label order; empty for regression.
+        targets: Predicted quantities; empty for classification.
+        image_shape: Channels, height and width [px] of one image.
+        pixel_scale_arcsec: Side of a pixel [arcsec].
+        lens_classes: Classes of the simulator whose images make the task's data.
+        primary_metric: Name of the metric that the Pareto frontier uses.
+        metrics: Names of the metrics that are reported, primary first.
+        source: Where the task comes from.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
+    image_shape: tuple[int, int, int]
+    pixel_scale_arcsec: float
+    lens_classes: tuple[str, ...]
+    primary_metric: str
+    metrics: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if (self.kind == "classification") != bool(self.classes):
+            raise ValueError(f"task {self.name!r}: a classification needs classes, and only it")
+        if (self.kind == "regression") != bool(self.targets):
+            raise ValueError(f"task {self.name!r}: a regression needs targets, and only it")
+        if self.primary_metric not in self.metrics:
+            raise ValueError(f"task {self.name!r}: primary metric {self.primary_metric!r} is not reported")
+
+    @property
+    def output_count(self) -> int:
+        """Return K, the number of outputs for one image."""
+        return len(self.classes) or len(self.targets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchitectureSpec:
+    """One network family: a row of `lensing_models.architectures`.
+
+    Attributes:
+        name: Name on the command line, e.g. ``resnet18``.
+        timm_name: Name of the backbone in timm.
+        input_size: Side [px] to which the network resizes its input, inside the graph.
+        published: Published test metrics by task name; a pair of network and task is part of
+            ``--models all --tasks all`` where it has an entry here.
+        quick_steps: Optimiser steps of preset ``quick``, by which it is fitted in a minute or two.
+        fit_batch_size: Images in a step of fitting.
+        learning_rate: Peak learning rate of AdamW at that batch size.
+    """
+
+    name: str
+    timm_name: str
+    input_size: int
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    quick_steps: int
+    fit_batch_size: int = 32
+    learning_rate: float = 1e-3
+
+    def build(self, task: TaskSpec) -> LensNetwork:
+        """Return the network for *task* with random weights, in evaluation mode.
+
+        It maps images ``(B, C, H, W)`` float32 in [0, 1] to outputs ``(B, K)`` float32.
+        """
+        from lensing_models.network import build_network
+
+        return build_network(self, task)
