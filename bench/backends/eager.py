@@ -1,0 +1,86 @@
+"""Eager PyTorch, channels last: the network as it is, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.backends.base import Availability, LocalSession, installed, refuse_by_table, set_tf32
+from bench.records import Case, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensing_models.network import LensNetwork
+
+
+class EagerBackend:
+    """PyTorch without compilation."""
+
+    name = "eager"
+    precisions: Mapping[str, tuple[str, ...]] = {
+        "cpu": ("fp32", "bf16"),
+        "cuda": ("fp32", "fp16", "tf32", "bf16"),
+    }
+
+    def probe(self, device: str) -> Availability:
+        """Return the version of torch."""
+        return installed("torch", remedy="pip install torch")
+
+    def refuse(self, case: Case) -> str | None:
+        """Return why the precision is not to be had on the device, or None."""
+        return refuse_by_table(self, case)
+
+    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> EagerSession:
+        """Cast and move *network*; nothing is built and no file is written."""
+        import torch
+
+        from bench.export import compute_dtype
+
+        set_tf32(case.device, allowed=case.precision == "tf32")
+        ready = network.set_compute_dtype(compute_dtype(case.precision)).to(case.device)
+        return EagerSession(ready.to(memory_format=torch.channels_last), case)
+
+
+class EagerSession(LocalSession):
+    """A module run layer by layer; on CUDA on the caller's current stream."""
+
+    def __init__(self, module: torch.nn.Module, case: Case) -> None:
+        self._module = module
+        self._case = case
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        """Return outputs (B, K) float32; each call allocates its own."""
+        import torch
+
+        with torch.inference_mode():
+            outputs: torch.Tensor = self._module(images)
+        return outputs
+
+    def synchronize(self) -> None:
+        """Wait for the device; on the CPU `infer` has waited already."""
+        if self._case.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def evidence(self) -> Mapping[str, Scalar]:
+        """Return the dtypes of the weights, the TF32 flags and torch's thread count."""
+        import torch
+
+        dtypes = {str(weight.dtype).removeprefix("torch.") for weight in self._module.parameters() if weight.dim() > 1}
+        precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get("+".join(sorted(dtypes)), "mixed")
+        if precision == "fp32" and self._case.device == "cuda":
+            # The stubs of torch 2.15 lack the settings of cuDNN's parts.
+            convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+            precision = "tf32" if convolution == "tf32" else "fp32"
+        return {
+            "precision": precision,
+            "weight_dtypes": "+".join(sorted(dtypes)),
+            "threads": torch.get_num_threads(),
+            "memory_format": "channels_last",
+        }
+
+
+BACKEND = EagerBackend()

@@ -1,0 +1,111 @@
+"""OpenVINO on the CPU, from the same ONNX file, its precision hint set and read back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.backends.base import Availability, LocalSession, installed, refuse_by_table
+from bench.records import Case, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensing_models.network import LensNetwork
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoBackend:
+    """OpenVINO compiles for bfloat16 by itself where it can, so the hint is always explicit."""
+
+    name = "openvino"
+    precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16")}
+
+    def probe(self, device: str) -> Availability:
+        """Return the version of OpenVINO."""
+        return installed("openvino", remedy="pip install 'lensing-bench[openvino]'")
+
+    def refuse(self, case: Case) -> str | None:
+        """Return why the precision is not to be had on the device, or None."""
+        why = {"cpu/fp16": "OpenVINO's CPU plugin is slower in float16 than in float32"}
+        return refuse_by_table(self, case, why)
+
+    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> OpenVinoSession:
+        """Export the graph unless it is there, fix its batch and compile it."""
+        import openvino
+
+        from bench.export import onnx_file
+
+        path = onnx_file(network, workdir, "fp32")
+        core = openvino.Core()
+        model = core.read_model(path)
+        shape = model.input(0).partial_shape
+        shape[0] = case.batch_size
+        model.reshape(shape)
+        settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[case.precision],
+            "INFERENCE_NUM_THREADS": case.threads,
+            "NUM_STREAMS": slots,
+            "PERFORMANCE_HINT": "LATENCY" if slots == 1 else "THROUGHPUT",
+        }
+        return OpenVinoSession(core.compile_model(model, "CPU", settings), path, slots)
+
+
+class OpenVinoSession(LocalSession):
+    """One inference request a slot, writing into the slot's own output buffer."""
+
+    def __init__(self, compiled: Any, path: Path, slots: int) -> None:  # openvino is untyped
+        import numpy
+        import openvino
+        import torch
+
+        self.artifact_bytes = path.stat().st_size
+        self._compiled = compiled
+        self._requests = [compiled.create_infer_request() for _ in range(slots)]
+        shape = tuple(compiled.output(0).shape)
+        buffers = [numpy.empty(shape, numpy.float32) for _ in range(slots)]
+        for request, buffer in zip(self._requests, buffers, strict=True):
+            request.set_output_tensor(openvino.Tensor(buffer, shared_memory=True))
+        self._outputs = [torch.from_numpy(buffer) for buffer in buffers]
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        """Start the slot's request on the caller's memory; with one slot, wait for it."""
+        import openvino
+
+        request = self._requests[slot]
+        request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
+        if len(self._requests) == 1:
+            request.infer()
+        else:
+            request.start_async()
+        return self._outputs[slot]
+
+    def synchronize(self) -> None:
+        """Wait for every request that was started."""
+        if len(self._requests) > 1:
+            for request in self._requests:
+                request.wait()
+
+    def evidence(self) -> Mapping[str, Scalar]:
+        """Return the precision that the plugin accepted and those of the layers it runs."""
+        hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}.get(hint, hint)
+        layers = Counter(
+            operation.get_rt_info()["runtimePrecision"].astype(str)
+            for operation in self._compiled.get_runtime_model().get_ops()
+            if "Convolution" in operation.get_rt_info()["layerType"].astype(str)
+        )
+        facts: dict[str, Scalar] = {
+            "precision": precision,
+            "convolution_precisions": " ".join(f"{name}:{count}" for name, count in sorted(layers.items())),
+            "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
+        }
+        if hint not in {name.lower() for name in layers}:
+            facts["fallback"] = f"no convolution ran in {precision}"
+        return facts
+
+
+BACKEND = OpenVinoBackend()

@@ -1,0 +1,236 @@
+"""TensorRT: an engine built from the exported graph for one batch size, on NVIDIA GPUs alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from bench.backends.base import Availability, LocalSession, has_nvidia_driver, installed, refuse_by_table
+from bench.records import Case, Scalar
+from bench.tensorrt_build import (
+    BuildArguments,
+    Engine,
+    EngineHost,
+    collecting_logger,
+    engine_host,
+    failure,
+    find_or_build,
+)
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+    import torch
+
+    from lensing_models.network import LensNetwork
+
+WHY = {
+    "cpu": "TensorRT runs on NVIDIA GPUs only (device cuda)",
+    "cuda/int8": "TensorRT takes int8 from a calibrated QDQ graph, and none is exported yet; it has fp32, tf32, fp16",
+}
+NO_DRIVER = "no NVIDIA driver on this machine, and TensorRT runs on NVIDIA GPUs only"
+#: `setTensorAddress` wants "sufficient alignment" (NvInferRuntime.h); cudaMalloc promises this much.
+ALIGNMENT_BYTES = 256
+
+# How the inspector spells a type: TensorRT 11 `Half`, TensorRT 10 `Half` or `Channel major FP16 format ...`.
+SPELLINGS = (
+    ("bf16", r"bf16|bfloat16"),
+    ("fp16", r"fp16|half"),
+    ("fp8", r"fp8"),
+    ("int8", r"\bint8"),
+    ("fp32", r"fp32|float"),
+    ("int64", r"int64"),
+    ("int32", r"int32"),
+    ("bool", r"bool"),
+)
+
+
+class TensorRTBackend:
+    """The exported graph in a TensorRT engine; the engine is kept in the work folder and reused."""
+
+    name = "trt"
+    precisions: Mapping[str, tuple[str, ...]] = {"cuda": ("fp32", "tf32", "fp16")}
+
+    def probe(self, device: str) -> Availability:
+        """Return the version of TensorRT, or all that is missing; neither TensorRT nor a GPU is touched."""
+        found = installed("tensorrt", "tensorrt-cu13", "tensorrt-cu12", remedy="pip install 'lensing-bench[trt]'")
+        if has_nvidia_driver():
+            return found
+        return Availability(reason=f"{NO_DRIVER}; {found.reason}" if found.reason else NO_DRIVER)
+
+    def refuse(self, case: Case) -> str | None:
+        """Return why the precision is not to be had on the device, or None."""
+        return refuse_by_table(self, case, WHY)
+
+    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> TensorRTSession:
+        """Export the graph and build its engine, each unless it is there, and load the engine.
+
+        Raises:
+            RuntimeError: If there is no driver, or TensorRT cannot build or load the engine.
+        """
+        if not has_nvidia_driver():  # trt.Runtime would be made, and its first call would crash
+            raise RuntimeError(NO_DRIVER)
+        from bench.export import onnx_file
+
+        host = engine_host()
+        arguments = BuildArguments(batch_size=case.batch_size, tf32=case.precision == "tf32")
+        engine = find_or_build(onnx_file(network, workdir, precision=case.precision), arguments, host, workdir)
+        return TensorRTSession(engine, host, case, slots)
+
+
+@dataclass(kw_only=True, slots=True)
+class Slot:
+    """What one request in flight needs for itself: context, stream, buffers."""
+
+    context: trt.IExecutionContext
+    stream: torch.cuda.Stream
+    outputs: torch.Tensor
+    images: torch.Tensor | None = None
+    staging: torch.Tensor | None = None
+
+
+class TensorRTSession(LocalSession):
+    """An engine with one context, stream and output buffer a slot.
+
+    The engine reads the caller's images in place, so they must live and stay unchanged until
+    `synchronize`. Only images at an address that TensorRT does not take (a view into a larger
+    tensor) are copied first, on the slot's stream.
+    """
+
+    def __init__(self, engine: Engine, host: EngineHost, case: Case, slots: int) -> None:
+        import tensorrt as trt
+
+        self.artifact_bytes = len(engine.plan)
+        self._engine_facts: dict[str, Scalar] = {"engine_key": engine.key, "engine_reused": engine.reused}
+        self._host = host
+        self._case = case
+        self._errors: list[str] = []
+        self._logger: trt.ILogger = collecting_logger(self._errors)
+        try:
+            self._runtime: trt.Runtime = trt.Runtime(self._logger)
+        except TypeError as error:  # the bindings' word for a null pointer
+            raise failure("create a runtime", self._errors) from error
+        self._engine: trt.ICudaEngine = self._runtime.deserialize_cuda_engine(engine.plan)
+        if self._engine is None:
+            raise failure("load the engine", self._errors)
+        self._shape = (case.batch_size, *tuple(self._engine.get_tensor_shape("images"))[1:])
+        self._slots: list[Slot] = [self._new_slot() for _ in range(slots)]
+
+    def _new_slot(self) -> Slot:
+        import tensorrt as trt
+        import torch
+
+        context: trt.IExecutionContext = self._engine.create_execution_context()
+        if context is None:
+            raise failure("create an execution context", self._errors)
+        self._require(context.set_input_shape("images", self._shape), f"take images of shape {self._shape}")
+        if self._engine.get_tensor_dtype("outputs") != trt.float32:
+            raise failure("give float32 outputs", ["the graph ends in another type"])
+        outputs = torch.empty(tuple(context.get_tensor_shape("outputs")), device=self._case.device)
+        self._require(context.set_tensor_address("outputs", outputs.data_ptr()), "bind the outputs")
+        # TensorRT adds device-wide waits to work on the default stream, so each slot has its own.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        return Slot(context=context, stream=stream, outputs=outputs)
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        """Enqueue on the slot's stream, behind the caller's current one; return its buffer (B, K)."""
+        import torch
+
+        place: Slot = self._slots[slot]
+        if images.shape != self._shape:
+            raise ValueError(f"images of shape {tuple(images.shape)} for an engine of {self._shape}; pad the batch")
+        place.stream.wait_stream(torch.cuda.current_stream())
+        place.images = images if images.data_ptr() % ALIGNMENT_BYTES == 0 else _stage(images, place)
+        self._require(place.context.set_tensor_address("images", place.images.data_ptr()), "bind the images")
+        self._require(place.context.execute_async_v3(place.stream.cuda_stream), "enqueue")
+        return place.outputs
+
+    def synchronize(self) -> None:
+        """Wait for the streams of all slots."""
+        for place in self._slots:
+            place.stream.synchronize()
+
+    def evidence(self) -> Mapping[str, Scalar]:
+        """Return the types that the layers read, the engine's key and what it was built by."""
+        import tensorrt as trt
+
+        inspector: trt.EngineInspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._slots[0].context
+        layers = count_layers(str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+        facts: dict[str, Scalar] = {
+            "precision": ran_precision(layers, self._case.precision),
+            "threads": None,  # the work is on the GPU
+            "layer_precisions": " ".join(f"{name}:{count}" for name, count in sorted(layers.items())),
+            **self._engine_facts,
+            "tensorrt": self._host.tensorrt,
+        }
+        fallback = find_fallback(layers, self._case.precision, self._host.compute_capability)
+        return {**facts, "fallback": fallback} if fallback else facts
+
+    def _require(self, done: bool, what: str) -> None:
+        if not done:
+            raise failure(what, self._errors)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait, then free the contexts before the engine and the engine before its runtime."""
+        if error is None:
+            self.synchronize()
+        self._slots.clear()
+        self._engine = None
+        self._runtime = None
+
+
+def _stage(images: torch.Tensor, place: Slot) -> torch.Tensor:
+    """Return an aligned copy of *images*, made on the stream of *place* in a buffer of its own."""
+    import torch
+
+    if place.staging is None:
+        place.staging = torch.empty_like(images, memory_format=torch.contiguous_format)
+    with torch.cuda.stream(place.stream):
+        return place.staging.copy_(images)
+
+
+def count_layers(report: str) -> Counter[str]:
+    """Return how many layers read each type, most frequent first, from the inspector's JSON.
+
+    A layer counts under the type that it reads: what converts from float32 to float16 on the way in
+    is no float16 arithmetic. A layer without inputs or of unknown type does not count.
+    """
+    layers = json.loads(report).get("Layers", [])
+    tensors = [layer["Inputs"][0] for layer in layers if isinstance(layer, dict) and layer.get("Inputs")]
+    # TensorRT 11 split the field in two (migration guide 10.x to 11.x, IEngineInspector).
+    spelled = [tensor.get("DataType") or tensor.get("Format/Datatype", "") for tensor in tensors]
+    return Counter(name for name in map(layer_type, spelled) if name)
+
+
+def layer_type(spelled: str) -> str:
+    """Return the precision that the inspector means by *spelled*, empty if it is none known."""
+    return next((name for name, pattern in SPELLINGS if re.search(pattern, spelled, re.IGNORECASE)), "")
+
+
+def ran_precision(layers: Counter[str], asked: str) -> str:
+    """Return the type that most layers read; TF32 is fp32 that the engine was allowed to round."""
+    floats = Counter({name: count for name, count in layers.items() if name in ("fp32", "fp16", "bf16")})
+    if not floats:
+        return "unknown"
+    most = floats.most_common(1)[0][0]
+    return "tf32" if most == "fp32" and asked == "tf32" else most
+
+
+def find_fallback(layers: Counter[str], asked: str, compute_capability: tuple[int, int]) -> str:
+    """Return which precision was silently not used, or an empty text."""
+    if asked == "fp16" and layers and not layers["fp16"]:
+        return "no layer reads fp16"
+    if asked == "tf32" and compute_capability < (8, 0):  # TF32 came with Ampere
+        return "no TF32 below compute capability 8.0"
+    return ""
+
+
+BACKEND = TensorRTBackend()

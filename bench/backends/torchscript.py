@@ -1,0 +1,82 @@
+"""TorchScript: traced, frozen, saved, and loaded again as a service would load it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.backends.base import Availability, LocalSession, installed, refuse_by_table, set_tf32
+from bench.records import Case, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensing_models.network import LensNetwork
+
+
+class TorchScriptBackend:
+    """The frozen trace; `optimize_for_inference` is erratic and would be a variant."""
+
+    name = "torchscript"
+    precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16")}
+
+    def probe(self, device: str) -> Availability:
+        """Return the version of torch."""
+        return installed("torch", remedy="pip install torch")
+
+    def refuse(self, case: Case) -> str | None:
+        """Return why the precision is not to be had on the device, or None."""
+        return refuse_by_table(self, case)
+
+    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> TorchScriptSession:
+        """Export the frozen trace unless it is there, and load it."""
+        import torch
+
+        from bench.export import torchscript_file
+
+        set_tf32(case.device, allowed=False)
+        path = torchscript_file(network, workdir, case.precision, case.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
+            module = torch.jit.load(str(path), map_location=case.device).eval()
+        return TorchScriptSession(module, case, path)
+
+
+class TorchScriptSession(LocalSession):
+    """A frozen graph; on CUDA on the caller's current stream."""
+
+    def __init__(self, module: torch.jit.ScriptModule, case: Case, artifact: Path) -> None:
+        self._module = module
+        self._case = case
+        self.artifact_bytes = artifact.stat().st_size
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        """Return outputs (B, K) float32; each call allocates its own."""
+        import torch
+
+        with torch.inference_mode():
+            outputs: torch.Tensor = self._module(images)
+        return outputs
+
+    def synchronize(self) -> None:
+        """Wait for the device; on the CPU `infer` has waited already."""
+        if self._case.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def evidence(self) -> Mapping[str, Scalar]:
+        """Return the dtypes of the weights that the frozen graph holds as constants."""
+        import torch
+
+        # torch.jit publishes no types for its graph.
+        nodes = self._module.graph.findAllNodes("prim::Constant")  # type: ignore[attr-defined]
+        tensors = [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.dim() > 1})
+        precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get("+".join(dtypes), "mixed")
+        return {"precision": precision, "weight_dtypes": "+".join(dtypes), "threads": torch.get_num_threads()}
+
+
+BACKEND = TorchScriptBackend()

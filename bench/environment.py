@@ -1,0 +1,126 @@
+"""Hardware, driver, versions and revision: what a number needs beside it to mean something."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import warnings
+from pathlib import Path
+
+import psutil
+
+from bench.records import Environment, Scalar
+
+PACKAGES = (
+    "lensing-bench",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "onnx",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "numpy",
+)
+
+
+def describe_environment(device: str, threads: int) -> Environment:
+    """Return what this machine is, without importing torch or touching a GPU through it."""
+    hardware = {**_processor(), **(_accelerator() if device == "cuda" else {})}
+    return Environment(
+        fingerprint=fingerprint(hardware, device, threads),
+        hardware=hardware,
+        versions=_versions(),
+        revision=_revision(),
+        platform=platform.platform(),
+    )
+
+
+def fingerprint(hardware: dict[str, Scalar], device: str, threads: int) -> str:
+    """Return the digest of hardware and thread count; software is reported, not matched."""
+    # The driver is software; the memory that the kernel reports differs by a few pages between boots.
+    facts = {name: value for name, value in hardware.items() if name not in {"driver", "memory_bytes"}}
+    facts["memory_gib"] = round(int(hardware.get("memory_bytes") or 0) / 2**30)
+    text = json.dumps({"hardware": facts, "device": device, "threads": threads}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _processor() -> dict[str, Scalar]:
+    return {
+        "processor": _processor_name(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "logical_cores": os.cpu_count(),
+        "matrix_extensions": " ".join(_matrix_extensions()),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _cpuinfo(field: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    lines = (line.partition(":") for line in path.read_text(encoding="utf-8").splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == field), "")
+
+
+def _processor_name() -> str:
+    # A virtual machine may hide the model's name; family and model number still tell the core.
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    family, model = _cpuinfo("cpu family"), _cpuinfo("model")
+    return f"{name} (family {family} model {model})" if family else name
+
+
+def _matrix_extensions() -> list[str]:
+    """Return the instruction sets that decide which precision is fast."""
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "amx_fp16")
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return [flag for flag in wanted if flag in flags]
+
+
+def _accelerator() -> dict[str, Scalar]:
+    """Return name, memory and driver of the first GPU by NVML; empty where NVML has none."""
+    with warnings.catch_warnings():
+        # torch's stub package of the same name warns at import.
+        warnings.simplefilter("ignore", FutureWarning)
+        import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    facts: dict[str, Scalar] = {
+        "gpu": str(pynvml.nvmlDeviceGetName(handle)),
+        "gpu_memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "driver": str(pynvml.nvmlSystemGetDriverVersion()),
+    }
+    pynvml.nvmlShutdown()
+    return facts
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _revision() -> str:
+    """Return the git revision of the suite's own tree, or ``unknown`` outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()

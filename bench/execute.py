@@ -1,0 +1,262 @@
+"""Carry out a sweep: references, sets of workers, groups of cases, a record for every case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bench.backends import known_backends
+from bench.interleave import Limits, Member, measure_group
+from bench.measure import BlockPlan, utc_now
+from bench.parity import PARITY_IMAGES
+from bench.plan import PlannedCase, split_sets
+from bench.provision import Provision
+from bench.records import Block, Case, Parity, RunRecord
+from bench.run_folder import RunFolder
+from bench.statistic import judge
+from bench.worker import Job, Opened, Worker, WorkerError, measurement
+from lensing_models.progress import ProgressLine
+from lensing_models.registry import find_task
+
+#: Live workers beside the anchor: more would not fit into the memory of a small machine.
+MOST_WORKERS = 6
+#: The anchor is the same in every run: a small network with random weights, one image a call.
+ANCHOR_ARCHITECTURE = "mobilenetv3_small"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """How much is measured: block, limits, and whether there is any timing at all."""
+
+    block: BlockPlan
+    limits: Limits
+    timed: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Crew:
+    """A worker that is alive, and what is known of its network through its backend."""
+
+    worker: Worker
+    opened: Opened
+    batch_size: int
+    quality: Mapping[str, float] = field(default_factory=dict)
+    quality_images: int = 0
+
+
+class Execution:
+    """One pass over the cases that have no record yet.
+
+    Args:
+        folder: Where everything is written.
+        provision: Data and checkpoints.
+        sizes: How much is measured.
+        workdir: Folder of exported files.
+        fingerprint: Of the machine and thread count.
+    """
+
+    def __init__(
+        self, folder: RunFolder, provision: Provision, sizes: Sizes, *, workdir: Path, fingerprint: str
+    ) -> None:
+        self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
+        self._fingerprint = fingerprint
+        self._anchor: Member | None = None
+
+    def run(self, cases: Sequence[PlannedCase]) -> None:
+        """Leave a record for each of *cases* that has none; finished ones are not touched."""
+        finished = self._folder.finished()
+        pending = [planned for planned in cases if planned.case.key not in finished]
+        for planned in pending:
+            if planned.skip_reason:
+                self._folder.record(replace(self._blank(planned.case), status="skipped", reason=planned.skip_reason))
+        todo = [planned.case for planned in pending if not planned.skip_reason]
+        scored = {record.case.worker_key: record for record in finished.values() if record.quality}
+        with ProgressLine("measure", len(todo)) as self._line:
+            try:
+                for task in dict.fromkeys(case.task for case in todo):
+                    self._run_task([case for case in todo if case.task == task], scored)
+            finally:
+                if self._anchor:
+                    self._anchor.worker.close()
+
+    def _run_task(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> None:
+        for architecture in dict.fromkeys(case.architecture for case in cases):
+            self._compute_reference(next(case for case in cases if case.architecture == architecture))
+        for index, names in enumerate(split_sets(list(dict.fromkeys(c.worker_key for c in cases)), MOST_WORKERS)):
+            chosen = [case for case in cases if case.worker_key in names]
+            with self._crews(chosen, scored) as crews:
+                for size in dict.fromkeys(case.batch_size for case in chosen):
+                    group = [case for case in chosen if case.batch_size == size]
+                    self._run_group(f"{cases[0].task}/{index}/b{size}", group, crews)
+
+    def _compute_reference(self, case: Case) -> None:
+        """Have a process of its own compute the reference outputs of *case*'s network."""
+        job = self._job(case)
+        self._line.say(f"reference {case.task}/{case.architecture}")
+        worker = Worker(job)
+        try:
+            worker.ask("reference")
+        finally:
+            worker.close()
+
+    @contextmanager
+    def _crews(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> Iterator[dict[str, Crew]]:
+        """Start the workers of *cases* one after the other; those that fail leave failed records."""
+        crews: dict[str, Crew] = {}
+        try:
+            for name in dict.fromkeys(case.worker_key for case in cases):
+                own = [case for case in cases if case.worker_key == name]
+                self._line.say(f"score {name}")
+                worker = Worker(self._job(own[0]))
+                try:
+                    crews[name] = self._start(worker, own[0], scored.get(name))
+                except WorkerError as error:
+                    worker.close()
+                    for case in own:
+                        self._fail(case, str(error), getattr(error, "parity", None))
+            yield crews
+        finally:
+            for crew in crews.values():
+                crew.worker.close()
+
+    def _start(self, worker: Worker, case: Case, earlier: RunRecord | None) -> Crew:
+        """Open the worker's first session, compare it and score it.
+
+        Raises:
+            WorkerError: If the session cannot be built or its outputs are wrong.
+        """
+        opened: Opened = worker.ask("open", case.batch_size, PARITY_IMAGES)
+        if opened.failure:
+            raise WrongOutputs(opened.failure, opened.parity)
+        crew = Crew(worker=worker, opened=opened, batch_size=case.batch_size)
+        if earlier:
+            crew.quality, crew.quality_images = earlier.quality, earlier.quality_images
+            return crew
+        crew.quality, crew.quality_images, failure = worker.ask("score")
+        if failure:
+            raise WrongOutputs(failure, opened.parity)
+        return crew
+
+    def _run_group(self, name: str, cases: Sequence[Case], crews: Mapping[str, Crew]) -> None:
+        """Measure one batch size of a set of workers and record its cases."""
+        members = []
+        for case in cases:
+            if (crew := crews.get(case.worker_key)) and self._reopen(crew, case):
+                members.append(Member(case=case, worker=crew.worker))
+        if not self._sizes.timed:
+            for member in members:
+                self._record(member, crews[member.case.worker_key])
+            return
+        if members:
+            self._line.say(f"time {name}: {len(members)} cases in turns")
+            measure_group(members, self._find_anchor(cases[0]), self._sizes.limits, self._keep_block(name))
+        for member in members:
+            self._record(member, crews[member.case.worker_key])
+
+    def _reopen(self, crew: Crew, case: Case) -> bool:
+        """Have the crew's session made for *case*'s batch size; say whether it stands.
+
+        The first session of a worker was compared on all parity images; a further one is
+        compared on its first batch, and on no fewer than 32 images.
+        """
+        if crew.batch_size == case.batch_size:
+            return True
+        try:
+            crew.opened = crew.worker.ask("open", case.batch_size, min(max(case.batch_size, 32), PARITY_IMAGES))
+        except WorkerError as error:
+            self._fail(case, str(error))
+            return False
+        crew.batch_size = case.batch_size
+        if crew.opened.failure:
+            self._fail(case, crew.opened.failure, crew.opened.parity)
+        return not crew.opened.failure
+
+    def _find_anchor(self, case: Case) -> Member | None:
+        """Return the anchor, started at its first use; None if it cannot run."""
+        if self._anchor is None:
+            anchor = replace(
+                case, architecture=ANCHOR_ARCHITECTURE, backend="eager", precision="fp32", batch_size=1, variant="anchor"
+            )
+            job = replace(self._job(case), case=anchor, checkpoint=None, reference=None)
+            self._anchor = Member(case=anchor, worker=Worker(job))
+            try:
+                self._anchor.worker.ask("open", 1, 0)
+            except WorkerError as error:
+                self._anchor.failure = str(error)
+        return self._anchor
+
+    def _keep_block(self, group: str) -> Callable[[Member, Block], None]:
+        def keep(member: Member, block: Block) -> None:
+            key = f"anchor/{member.case.key}" if member is self._anchor else member.case.key
+            self._folder.record_block(key, group, block)
+
+        return keep
+
+    def _record(self, member: Member, crew: Crew) -> None:
+        """Write the record of a member that was measured, or only checked."""
+        case, failure = member.case, member.failure
+        if not failure:
+            try:
+                evidence, digest = crew.worker.ask("evidence")
+            except WorkerError as error:
+                failure = str(error)
+        if failure:
+            self._fail(case, failure, crew.opened.parity)
+            return
+        timing = member.timing(self._sizes.limits) if self._sizes.timed else None
+        record = replace(
+            self._blank(case),
+            status="ok",
+            reason=str(evidence.get("fallback") or ""),
+            validity=judge(timing, evidence, case.precision) if timing else "",
+            measurement=measurement(crew.opened, evidence, digest),
+            parity=crew.opened.parity,
+            quality=crew.quality,
+            quality_images=crew.quality_images,
+            timing=timing,
+        )
+        self._folder.record(record)
+        self._line.advance(case.key)
+
+    def _fail(self, case: Case, reason: str, parity: Parity | None = None) -> None:
+        one_line = " ".join(reason.split())
+        self._folder.record(replace(self._blank(case), status="failed", reason=one_line, parity=parity))
+        self._line.advance(f"{case.key} failed: {one_line[:120]}")
+
+    def _blank(self, case: Case) -> RunRecord:
+        """Return the record of *case* with all that is known before it runs."""
+        _, card = self._provision.checkpoints[case.task, case.architecture]
+        return RunRecord(
+            run=self._folder.path.name,
+            recorded_at=utc_now(),
+            case=case,
+            status="skipped",
+            checkpoint_sha256=card.sha256,
+            dataset_digest=self._provision.stores[case.task].recipe_digest,
+            converged=card.converged,
+            backend_version=known_backends()[case.backend].probe(case.device).version,
+            primary_metric=find_task(case.task).primary_metric,
+            environment=self._fingerprint,
+        )
+
+    def _job(self, case: Case) -> Job:
+        reference = self._folder.outputs_file(f"{case.task}/{case.architecture}/reference")
+        return Job(
+            case=case,
+            checkpoint=self._provision.checkpoints[case.task, case.architecture][0].resolve(),
+            store=self._provision.stores[case.task].folder.resolve(),
+            workdir=self._workdir.resolve(),
+            reference=reference.resolve(),
+            outputs=self._folder.outputs_file(case.worker_key).resolve(),
+            plan=self._sizes.block,
+        )
+
+
+class WrongOutputs(WorkerError):
+    """A session's outputs are not those of the network."""
+
+    def __init__(self, reason: str, parity: Parity | None) -> None:
+        super().__init__(reason)
+        self.parity = parity

@@ -1,0 +1,161 @@
+"""Network -> TorchScript or ONNX file, cached by the digest of its weights and of how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensing_models.network import LensNetwork
+
+#: 22 is the first opset whose Conv takes bfloat16 (ONNX operator changelog, Conv-22).
+OPSET = 22
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of the backbone at *precision*; tf32 is a way to multiply fp32 numbers."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def network_digest(network: LensNetwork) -> str:
+    """Return the SHA-256 of names, dtypes and values of every tensor of *network*."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def onnx_file(network: LensNetwork, workdir: Path, precision: str = "fp32") -> Path:
+    """Return a checked ONNX file of *network* with input ``images`` and output ``outputs``.
+
+    The batch is dynamic. The precision lives in the graph: for fp16 the backbone is cast, images
+    and outputs stay float32; tf32 and fp32 share one file.
+
+    Args:
+        network: In evaluation mode, fp32, on the CPU; for fp16 it is cast in place.
+        workdir: Folder of derived files; made if missing.
+        precision: ``fp32``, ``tf32`` or ``fp16``.
+
+    Raises:
+        RuntimeError: If the export or the full check of the model fails.
+    """
+    import torch
+
+    dtype = compute_dtype(precision)
+    recipe = f"onnx opset {OPSET} {dtype} torch {torch.__version__}"
+
+    def write(path: Path) -> None:
+        _write_onnx(network.set_compute_dtype(dtype), path)
+
+    return _cached(network, workdir, recipe, ".onnx", write)
+
+
+def torchscript_file(network: LensNetwork, workdir: Path, precision: str, device: str) -> Path:
+    """Return a traced and frozen TorchScript file of *network*, channels last, for *device*.
+
+    Args:
+        network: In evaluation mode, fp32, on the CPU; it is cast and moved in place.
+        workdir: Folder of derived files; made if missing.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        device: ``cpu`` or ``cuda``.
+    """
+    import torch
+
+    dtype = compute_dtype(precision)
+    recipe = f"torchscript {dtype} {device} torch {torch.__version__}"
+
+    def write(path: Path) -> None:
+        ready = network.set_compute_dtype(dtype).to(device).to(memory_format=torch.channels_last)
+        example = torch.rand(_example_shape(network), device=device)
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            # TorchScript is deprecated and says so at each call; measuring it is our purpose.
+            warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
+            traced = torch.jit.trace(ready, example, check_trace=False)  # type: ignore[no-untyped-call]  # torch's own
+            torch.jit.save(torch.jit.freeze(traced.eval()), str(path))
+
+    return _cached(network, workdir, recipe, ".pt", write)
+
+
+def _example_shape(network: LensNetwork) -> tuple[int, int, int, int]:
+    """Return the shape of two images: a batch of one would be taken for a constant."""
+    stem = next(weight for weight in network.backbone.parameters() if weight.dim() == 4)
+    return (2, stem.shape[1], network.image_size, network.image_size)
+
+
+def _cached(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Return the file of *recipe* for *network*, written once whoever asks first."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{recipe} {network_digest(network)}".encode()).hexdigest()[:24]
+    path = workdir / f"{key}{suffix}"
+    with FileLock(workdir / f"{key}.lock"):
+        if not path.exists():
+            unfinished = path.with_name(f"{key}.unfinished{suffix}")
+            write(unfinished)
+            os.replace(unfinished, path)
+    return path
+
+
+@contextmanager
+def _default_tf32() -> Iterator[None]:
+    """Give cuDNN's TF32 settings their defaults: torch.export fails where TF32 is forbidden.
+
+    It asks for the old switch, which torch 2.15 cannot tell once both parts say ``ieee``.
+    """
+    import torch
+
+    # The stubs of torch 2.15 lack the settings of cuDNN's parts.
+    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "tf32"
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
+
+
+def _write_onnx(network: LensNetwork, path: Path) -> None:
+    import onnx
+    import torch
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    dtype = network.compute_dtype
+    with warnings.catch_warnings(), _default_tf32(), torch.inference_mode(False), torch.no_grad():
+        # torch, onnxscript and copyreg warn of each other's deprecations during an export.
+        warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning, UserWarning))
+        program = torch.onnx.export(
+            network,
+            (torch.rand(_example_shape(network)),),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["outputs"],
+            external_data=False,
+            # BatchNorm folded by the optimiser leaves fp32 weights beside 16-bit ones.
+            optimize=dtype == torch.float32,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    program.save(str(path), external_data=False)
+    # The plain check passes models with mixed types that no runtime takes; the full one does not.
+    onnx.checker.check_model(str(path), full_check=True)

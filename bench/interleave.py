@@ -1,0 +1,132 @@
+"""Let the cases of one group take turns in short blocks, so that drift hits all alike."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from bench.measure import FOREIGN_LIMIT, LoadMeter
+from bench.records import Block, Case, Timing
+from bench.statistic import half_width
+from bench.worker import Worker, WorkerError
+
+#: Accepted blocks after which the interval is looked at; looking after every block would stop
+#: too early too often.
+LOOKS = frozenset({8, 12, 16, 24, 32, 48, 64})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """When the measuring of a case ends.
+
+    Attributes:
+        blocks: Accepted blocks that a valid row needs.
+        most_blocks: Blocks after which it ends, whatever the interval.
+        case_s: Seconds of timed calls after which it ends; rejected blocks may take as many again.
+        target_ci: Half-width of the relative 95 % interval of the p50 at which it ends.
+    """
+
+    blocks: int
+    most_blocks: int
+    case_s: float
+    target_ci: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Member:
+    """A case of the group and what has been measured of it so far."""
+
+    case: Case
+    worker: Worker
+    warmup_blocks: int = 0
+    settled: bool = False
+    blocks: list[Block] = field(default_factory=list)
+    stop_reason: str = ""
+    failure: str = ""
+
+    def timing(self, limits: Limits) -> Timing:
+        """Return the raw samples with how they came about."""
+        return Timing(
+            warmup_blocks=self.warmup_blocks,
+            settled=self.settled,
+            stop_reason=self.stop_reason,
+            required_blocks=limits.blocks,
+            blocks=tuple(self.blocks),
+        )
+
+
+def measure_group(
+    members: Sequence[Member],
+    anchor: Member | None,
+    limits: Limits,
+    on_block: Callable[[Member, Block], None],
+    seed: int = 0,
+) -> None:
+    """Measure *members* in rounds of one block each, in random order, until each has enough.
+
+    The anchor, a case that all groups of a run share, takes part in every round: what moves it
+    moves the machine. Results are left in the members; one whose worker fails gets a `failure`
+    and leaves the group.
+
+    Args:
+        members: Cases of one task and batch size, their sessions open.
+        anchor: The shared case; its blocks are counted apart from its timing limits.
+        limits: When a case has enough.
+        on_block: Told of each block as it is measured.
+        seed: Of the random order.
+    """
+    order = random.Random(seed)
+    everyone = [*members, *([anchor] if anchor else [])]
+    for member in everyone:
+        _try(member, _warm_up)
+    active = [member for member in members if not member.failure]
+    for turn in itertools.count(1):
+        if not active:
+            return
+        crowd = [*active, *([anchor] if anchor and not anchor.failure else [])]
+        meter = LoadMeter([member.worker.pid for member in everyone if not member.failure], members[0].case.threads)
+        measure = functools.partial(_measure, meter=meter, turn=turn, on_block=on_block)
+        for member in order.sample(crowd, len(crowd)):
+            _try(member, measure)
+        for member in active:
+            member.stop_reason = why_stop(member.timing(limits), limits)
+        active = [member for member in active if not member.failure and not member.stop_reason]
+
+
+def why_stop(timing: Timing, limits: Limits) -> str:
+    """Return why measuring ends after these blocks, or an empty string to go on."""
+    accepted = [block for block in timing.blocks if block.accepted]
+    accepted_s = sum(sum(block.samples_s) for block in accepted)
+    total_s = sum(sum(block.samples_s) for block in timing.blocks)
+    if len(accepted) >= limits.blocks and len(accepted) in LOOKS and half_width(timing) <= limits.target_ci:
+        return "target_ci"
+    if accepted_s >= limits.case_s or total_s >= 2 * limits.case_s:
+        return "time_budget"
+    if len(accepted) >= limits.most_blocks or len(timing.blocks) >= 2 * limits.most_blocks:
+        return "most_blocks"
+    return ""
+
+
+def _warm_up(member: Member) -> None:
+    member.warmup_blocks, member.settled = member.worker.ask("warm_up")
+
+
+def _measure(member: Member, meter: LoadMeter, turn: int, on_block: Callable[[Member, Block], None]) -> None:
+    meter.start()
+    samples = member.worker.ask("block")
+    load = meter.read()
+    # Where the system does not tell the load (NaN), the block counts.
+    block = Block(samples_s=samples, foreign_load=load, accepted=not load > FOREIGN_LIMIT, round=turn)
+    member.blocks.append(block)
+    on_block(member, block)
+
+
+def _try(member: Member, step: Callable[[Member], None]) -> None:
+    """Run *step* on *member*; a worker's failure becomes the member's."""
+    try:
+        step(member)
+    except WorkerError as error:
+        member.failure = str(error)

@@ -1,0 +1,163 @@
+"""Warm up, sample, and watch for other people's load: the only module that reads clocks."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.backends.base import Session
+
+#: Share of the threads in use that other processes may keep busy before a block is rejected.
+FOREIGN_LIMIT = 0.08
+#: A block with slower calls than this is one call long: what a 2-core machine needs for a large
+#: network at a large batch.
+LONG_CALL_S = 1.0
+#: Change between consecutive medians below which a warm-up has settled.
+SETTLED = 0.1
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def stopwatch() -> Callable[[], float]:
+    """Return a function that tells the seconds since this call."""
+    started = time.perf_counter()
+    return lambda: time.perf_counter() - started
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockPlan:
+    """How long a block is.
+
+    Attributes:
+        block_s: Shortest sum of timed calls [s].
+        calls: Fewest timed calls.
+        discards: Calls before them that are not timed: they wake the pools and fill the caches.
+        warmup_s: Longest warm-up [s]; at least one call is made in any case.
+    """
+
+    block_s: float
+    calls: int
+    discards: int
+    warmup_s: float
+
+
+class Clock:
+    """Times one session on rotating inputs.
+
+    Args:
+        session: What is timed: `infer` and `synchronize` together, as wall time of the host.
+        inputs: At least one batch; consecutive calls get consecutive ones.
+        plan: How long a block is.
+    """
+
+    def __init__(self, session: Session, inputs: list[torch.Tensor], plan: BlockPlan) -> None:
+        if not inputs:
+            raise ValueError("no input to time a session on")
+        self._session, self._inputs, self._plan, self._turn = session, inputs, plan, 0
+
+    def call(self) -> float:
+        """Return the wall time of one inference [s]."""
+        images = self._inputs[self._turn % len(self._inputs)]
+        self._turn += 1
+        infer, synchronize = self._session.infer, self._session.synchronize
+        started = time.perf_counter()
+        infer(images)
+        synchronize()
+        return time.perf_counter() - started
+
+    def warm_up(self) -> tuple[int, bool]:
+        """Call until the medians of short blocks settle, or the time is over.
+
+        Returns:
+            The number of short blocks and whether two consecutive medians agreed within 10 %.
+        """
+        elapsed, medians = stopwatch(), [self._short_median()]
+        while elapsed() < self._plan.warmup_s:
+            medians.append(self._short_median())
+            if abs(medians[-1] / medians[-2] - 1) < SETTLED:
+                return len(medians), True
+        return len(medians), False
+
+    def block(self) -> tuple[float, ...]:
+        """Return the wall times of the timed calls of one block [s].
+
+        A call of `LONG_CALL_S` or more is a block by itself; its discarded call is the last
+        block's, or the warm-up's.
+        """
+        first = self.call()
+        if first >= LONG_CALL_S:
+            return (first,)
+        for _ in range(self._plan.discards - 1):
+            self.call()
+        samples: list[float] = []
+        while len(samples) < self._plan.calls or sum(samples) < self._plan.block_s:
+            samples.append(self.call())
+        return tuple(samples)
+
+    def _short_median(self) -> float:
+        first = self.call()
+        if first >= LONG_CALL_S:
+            return first
+        samples = [first]
+        while len(samples) < self._plan.calls or sum(samples) < self._plan.block_s / 4:
+            samples.append(self.call())
+        return statistics.median(samples)
+
+
+class LoadMeter:
+    """Busy time of everyone else on this machine, from ``/proc/stat`` less our own processes.
+
+    Time that the hypervisor gave to others (steal) counts as theirs.
+
+    Args:
+        pids: Our processes besides this one.
+        threads: Threads in use; the load is a share of them.
+    """
+
+    def __init__(self, pids: Iterable[int], threads: int) -> None:
+        self._ours = [psutil.Process(pid) for pid in (os.getpid(), *pids)]
+        self._threads = threads
+        self.start()
+
+    def start(self) -> None:
+        """Begin a new window."""
+        self._wall, self._before = time.perf_counter(), self._foreign_s()
+
+    def read(self) -> float:
+        """Return the foreign load since `start`, 0 or more; NaN where the system does not tell."""
+        elapsed = time.perf_counter() - self._wall
+        load = (self._foreign_s() - self._before) / (elapsed * self._threads)
+        return load if math.isnan(load) else max(0.0, load)
+
+    def _foreign_s(self) -> float:
+        if not Path("/proc/stat").exists():
+            return float("nan")
+        fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+        ticks = [int(field) for field in fields]
+        # user nice system idle iowait irq softirq steal (proc(5)); guest time is part of user.
+        busy = sum(ticks[:3]) + sum(ticks[5:8])
+        return busy / os.sysconf("SC_CLK_TCK") - sum(map(_cpu_s, self._ours))
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """Return the processor time of *process* [s]; 0 once it is gone."""
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)

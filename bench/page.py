@@ -1,0 +1,166 @@
+"""The page of a run in Markdown: where, with what, one table a task, and what the columns mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bench import cell
+from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
+
+PROVISIONAL = "*provisional, measured under load*"
+UNCONVERGED = "*(unconverged)*: its fit was cut short to save time; such quality says nothing of the network."
+
+NOTES = """\
+## What the columns mean
+- **latency p50**: median wall time of one call with its 95 % interval, one request in flight and each waited for;
+  images and outputs stay on the device. The interval is a t-interval on the logarithms of block medians.
+- **throughput**: images per second of wall time in the same calls; nothing overlaps.
+- **validity**: `valid`; `contended`: other people's work spoilt too many blocks; `undersampled`: too few blocks;
+  `unstable`: the warm-up never settled, or the interval is wider than ±5 %; `fallback`: the runtime did something
+  else than the row says.
+- **frontier**: ● no valid row of the same task and batch size is better on latency or on the primary metric without
+  being worse on the other; ○ the same among all rows where none is valid: provisional, measured under load.
+- `table.csv` holds every row with all digits, `pareto.csv` the members of each frontier."""
+
+
+def render_page(report: Report, picture: str | None) -> str:
+    """Return ``report.md`` of *report*.
+
+    Args:
+        report: What to tell.
+        picture: Name of the picture's file in the same folder; None where nothing was drawn.
+    """
+    parts = [f"# {report.fact('run') or report.folder.name}: accuracy and latency", facts(report)]
+    if picture:
+        parts.append(f"![Quality against latency, one panel a task and batch size]({picture})")
+    for place, rows in group_by_place(report.rows.values()).items():
+        task, device, threads = place
+        parts.append(f"## {task} ({device}, {threads} {'thread' if threads == 1 else 'threads'})")
+        parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
+    parts += [NOTES, _measured(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def facts(report: Report) -> str:
+    """Return hardware, versions, date, command and revision as a list; what is unknown is left out."""
+    environment = report.environment
+    dates = [row.record.recorded_at for row in report.rows.values()]
+    lines = {
+        "Hardware": describe_hardware(report),
+        "System": environment.platform if environment else "",
+        "Versions": ", ".join(f"{name} {text}" for name, text in environment.versions.items()) if environment else "",
+        "Date": report.fact("started_at") or min(dates, default=""),
+        "Preset": report.fact("preset"),
+        "Command": f"`{report.fact('command')}`" if report.fact("command") else "",
+        "Revision": environment.revision if environment else "",
+        "Fingerprint": environment.fingerprint if environment else "",
+    }
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items() if text)
+
+
+def describe_hardware(report: Report) -> str:
+    """Return the hardware on one line, memory in GiB; empty where it is not known."""
+    parts = []
+    for name, value in (report.environment.hardware if report.environment else {}).items():
+        words = name.removesuffix("_bytes").replace("_", " ")
+        if isinstance(value, str):
+            parts.append(value)
+        elif value is not None:
+            parts.append(f"{words} {value / 2**30:.1f} GiB" if name.endswith("_bytes") else f"{value} {words}")
+    return ", ".join(part for part in parts if part)
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], numeric: Iterable[str] = ()) -> str:
+    """Return a Markdown table whose columns named in *numeric* stand to the right."""
+    right = set(numeric)
+    rule = ["---:" if name in right else "---" for name in header]
+    cells = [[text.replace("|", "\\|") for text in line] for line in (header, rule, *lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _task_table(rows: Sequence[Row]) -> str:
+    """Return the table of a task's ok rows; a line that says so where there are none."""
+    shown = by_batch_and_latency(rows)
+    if not shown:
+        return "No case ran."
+    names = cell.shown_quality(shown)
+    columns = ["batch", "latency p50 [ms]", "throughput [img/s]", *map(cell.label, names)]
+    lines = [
+        [
+            cell.network(row),
+            cell.runtime(row),
+            row.record.case.precision,
+            str(row.record.case.batch_size),
+            cell.latency(row),
+        ]
+        + [cell.significant(row.cost["throughput_img_s"])]
+        + [cell.score(name, row.quality(name)) for name in names]
+        + [row.record.validity, cell.MARKS[row.frontier_kind]]
+        for row in shown
+    ]
+    table = markdown_table(["network", "backend", "precision", *columns, "validity", "frontier"], lines, columns)
+    batches = sorted({row.record.case.batch_size for row in shown if row.frontier_kind == "provisional"})
+    text = ", ".join(map(str, batches))
+    return f"{table}\n\nFrontier at batch {text}: {PROVISIONAL}; no row there is valid." if batches else table
+
+
+def _throughput(report: Report, place: Place) -> str:
+    """Return the throughput frontier of a task as a list, fastest first; empty where it has none."""
+    found = next((item for item in report.frontiers if item.place == place and item.name == "throughput"), None)
+    if found is None:
+        return ""
+    lines = []
+    for row in (report.rows[key] for key in found.keys):
+        case = row.record.case
+        worth = f"{cell.label(found.y.name)} {cell.score(found.y.name, row.quality(found.y.name))}"
+        speed = cell.significant(row.cost["throughput_img_s"])
+        how = f"{cell.network(row)}, {cell.runtime(row)}, {case.precision}, batch {case.batch_size}"
+        lines.append(f"- {speed} img/s, {worth}: {how}")
+    kind = f" ({PROVISIONAL})" if found.kind == "provisional" else ""
+    return "\n".join([f"Frontier of throughput over all batch sizes{kind}:", "", *lines])
+
+
+def _left_out(rows: Sequence[Row]) -> str:
+    """Return the skipped cases grouped by reason and every failed case; empty where there are none."""
+    reasons: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.record.status == "skipped":
+            reasons.setdefault(_one_line(row.record.reason), []).append(row)
+    lines = [f"- skipped, {_cells(group)}: {reason}" for reason, group in reasons.items()]
+    failed = [row.record for row in rows if row.record.status == "failed"]
+    return "\n".join(lines + [f"- **failed**, `{record.case.key}`: {_one_line(record.reason)}" for record in failed])
+
+
+def _cells(rows: Sequence[Row]) -> str:
+    cases = [row.record.case for row in rows]
+    kinds = ", ".join(dict.fromkeys(f"{case.backend} {case.precision}" for case in cases))
+    return f"{kinds} ({len(cases)} {'case' if len(cases) == 1 else 'cases'})"
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split()) or "no reason recorded"
+
+
+def _measured(report: Report) -> str:
+    """Return the notes that depend on the run: images, digests, fits, rejected blocks."""
+    records = [row.record for row in report.rows.values()]
+    lines = []
+    for task, images, digest in sorted(
+        {(r.case.task, r.quality_images, r.dataset_digest) for r in records if r.quality}
+    ):
+        sky = f" of sky `{report.fact('sky')}`" if report.fact("sky") else ""
+        lines.append(
+            f"- {task}: quality comes through each row's own session, on {images} test images{sky} "
+            f"(dataset digest `{digest[:12] or 'unknown'}`)."
+        )
+    if any(record.converged is False for record in records):
+        lines.append(f"- {UNCONVERGED}")
+    if anchors := report.anchor.values():
+        drift = f"{1e3 * min(anchors):.3g} to {1e3 * max(anchors):.3g} ms"
+        lines.append(f"- The anchor, one case measured among every group, took {drift} from group to group.")
+    blocks = [block for record in records if record.timing for block in record.timing.blocks]
+    if blocks:
+        rejected = sum(not block.accepted for block in blocks)
+        share = f"{100 * rejected / len(blocks):.1f} %"
+        lines.append(f"- {rejected} of {len(blocks)} blocks ({share}) were rejected because of other people's work.")
+    return "\n".join(["## How this run went", *lines]) if lines else ""

@@ -1,0 +1,94 @@
+"""Outputs of a session against the reference: eager fp32, NCHW, TF32 off, same device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.backends.base import set_tf32
+from bench.records import Case, Parity
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.backends.base import Session
+    from lensing_models.network import LensNetwork
+
+#: max |difference| / rms of the reference that an fp32 backend may reach.
+TOLERANCE = 1e-4
+#: Test images that are compared.
+PARITY_IMAGES = 256
+#: Batch of the reference; its outputs do not depend on it beyond rounding.
+REFERENCE_BATCH = 8
+
+Outputs = NDArray[np.float32]
+
+
+def compute_reference(network: LensNetwork, images: torch.Tensor, device: str) -> Outputs:
+    """Return the reference outputs (N, K) of *images* (N, C, H, W) float32, on *device*."""
+    import torch
+
+    # Not through a backend: the reference must not share a mistake with what it judges.
+    set_tf32(device, allowed=False)
+    ready = network.float().to(device, memory_format=torch.contiguous_format).eval()
+    with torch.inference_mode():
+        parts = [ready(part.to(device)).cpu() for part in images.split(REFERENCE_BATCH)]
+    return torch.cat(parts).numpy()
+
+
+def run_through(session: Session, images: torch.Tensor, case: Case) -> Outputs:
+    """Return the outputs (N, K) of *session* for all *images*, batch by batch.
+
+    A ragged last batch is padded with its own last image, whose extra outputs are dropped.
+
+    Raises:
+        RuntimeError: If the session returns another shape than (B, K) float32.
+    """
+    parts = []
+    for batch, count in padded_batches(images, case.batch_size):
+        outputs = session.infer(batch.to(case.device))
+        session.synchronize()
+        if outputs.dim() != 2 or outputs.shape[0] != case.batch_size or str(outputs.dtype) != "torch.float32":
+            raise RuntimeError(f"outputs are {tuple(outputs.shape)} {outputs.dtype}, not ({case.batch_size}, K) float32")
+        # Copied: the session may write into the same buffer at its next call.
+        parts.append(outputs[:count].cpu().numpy().copy())
+    return np.concatenate(parts)
+
+
+def padded_batches(images: torch.Tensor, batch_size: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Yield batches of exactly *batch_size* images and how many of each are real."""
+    import torch
+
+    for batch in images.split(batch_size):
+        missing = batch_size - len(batch)
+        full = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+        yield full.contiguous(), len(batch)
+
+
+def compare(outputs: Outputs, reference: Outputs, precision: str) -> Parity:
+    """Return how far *outputs* (N, K) are from *reference* (N, K).
+
+    Reduced precisions have no tolerance here: their drift is judged by quality, and only
+    non-finite or misshapen outputs fail.
+    """
+    tolerance = TOLERANCE if precision == "fp32" else None
+    if outputs.shape != reference.shape or not np.isfinite(outputs).all():
+        return Parity(images=len(reference), error=float("nan"), tolerance=tolerance, passed=False)
+    difference = np.abs(outputs.astype(np.float64) - reference).max()
+    error = float(difference / np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
+    return Parity(images=len(reference), error=error, tolerance=tolerance, passed=tolerance is None or error <= tolerance)
+
+
+def explain_failure(outputs: Outputs, parity: Parity) -> str:
+    """Return in words why *parity* was not passed."""
+    if not np.isfinite(outputs).all():
+        return f"{np.count_nonzero(~np.isfinite(outputs))} of {outputs.size} outputs are not finite"
+    if np.isnan(parity.error):
+        return f"outputs have the shape {outputs.shape}, not that of the reference"
+    return (
+        f"outputs differ from eager fp32 by {parity.error:.2g} of their rms over {parity.images} test images; "
+        f"allowed are {parity.tolerance:.0e}"
+    )

@@ -1,0 +1,142 @@
+"""See to it that every planned network has its data and its checkpoint; fit what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lensing_models.checkpoint import Card, checkpoint_path, verify_checkpoint
+from lensing_models.preset import Preset
+from lensing_models.specs import ArchitectureSpec, TaskSpec
+
+if TYPE_CHECKING:
+    from lensing_models.data.store import Store
+
+#: Derived files: data sets, quickly fitted networks, exported graphs. Safe to delete.
+CACHE = Path("results/cache")
+#: Checkpoints that travel with the project.
+PUBLISHED = Path("results/checkpoints")
+
+Pair = tuple[TaskSpec, ArchitectureSpec]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provision:
+    """What the sweep runs on: data sets by task, checkpoints by (task, architecture)."""
+
+    stores: Mapping[str, Store]
+    checkpoints: Mapping[tuple[str, str], tuple[Path, Card]]
+
+
+def provide(
+    pairs: Sequence[Pair], *, preset: Preset, data: Path | None, checkpoints: Path | None, device: str, threads: int
+) -> Provision:
+    """Return data and checkpoints for *pairs*, simulating and fitting what is missing.
+
+    Args:
+        pairs: Tasks and architectures of the sweep.
+        preset: Sizes of data and fit.
+        data: A store, or a folder with one store a task; None for the embedded default data.
+        checkpoints: Folder of checkpoints, fitted into where one is missing; None for the
+            published ones, and the cache for the rest.
+        device: Where to fit.
+        threads: CPU threads of the fit.
+
+    Raises:
+        ValueError: If given data or a given checkpoint is damaged or is for another task.
+        RuntimeError: If a fit fails.
+    """
+    tasks = {task.name: task for task, _ in pairs}
+    stores = {name: find_store(task, data, preset) for name, task in tasks.items()}
+    folder = checkpoints or CACHE / "checkpoints" / preset.name
+    given = [checkpoints] if checkpoints else [PUBLISHED]
+    found = {pair_key(pair): find_checkpoint(pair, given) for pair in pairs}
+    if checkpoints is None:
+        cached = {pair_key(pair): find_cached(pair, folder, stores[pair[0].name]) for pair in pairs}
+        found = {key: found[key] or cached[key] for key in found}
+    missing = [pair for pair in pairs if found[pair_key(pair)] is None]
+    if missing:
+        fit_missing(missing, preset=preset, data=data, folder=folder, device=device, threads=threads)
+        found.update({pair_key(pair): find_checkpoint(pair, [folder]) for pair in missing})
+    absent = [f"{architecture} on {task}" for (task, architecture), entry in found.items() if entry is None]
+    if absent:
+        raise RuntimeError(f"fitting left no checkpoint for {', '.join(absent)} in {folder}")
+    return Provision(stores=stores, checkpoints={key: entry for key, entry in found.items() if entry is not None})
+
+
+def pair_key(pair: Pair) -> tuple[str, str]:
+    """Return the names of a pair: task, architecture."""
+    return pair[0].name, pair[1].name
+
+
+def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
+    """Return the data set of *task*: from *data* if given, else the default one, simulated if missing.
+
+    Raises:
+        ValueError: If *data* holds no store of the task.
+    """
+    from lensing_models.data.store import open_store
+
+    if data is None:
+        from lensing_models.data.simulate import ensure_dataset
+        from lensing_models.progress import ProgressLine
+
+        split = preset.split_for(task.name)
+        with ProgressLine(f"simulate {task.name}", split.train + split.validation + split.test, every=0.25) as line:
+            return ensure_dataset(task, preset, CACHE / "data", progress=lambda done, total: line.reach(done))
+    folder = data if (data / "manifest.json").exists() else data / task.name
+    if not (folder / "manifest.json").exists():
+        raise ValueError(f"--data {data}: no data set of {task.name}: neither there nor in {folder} is a manifest.json")
+    store = open_store(folder)
+    if store.task != task.name:
+        raise ValueError(f"--data {folder} holds {store.task}, not {task.name}; name the task with --tasks")
+    return store
+
+
+def find_checkpoint(pair: Pair, folders: Sequence[Path]) -> tuple[Path, Card] | None:
+    """Return the checkpoint of *pair* in the first folder that has it.
+
+    Raises:
+        ValueError: If it is damaged; a file that was given is never replaced.
+    """
+    for folder in folders:
+        path = checkpoint_path(folder, *pair_key(pair))
+        if path.exists():
+            return path, verify_checkpoint(path)
+    return None
+
+
+def find_cached(pair: Pair, folder: Path, store: Store) -> tuple[Path, Card] | None:
+    """Return the cached checkpoint of *pair* if it is whole and was fitted to *store*; else None."""
+    try:
+        found = find_checkpoint(pair, [folder])
+    except ValueError as error:
+        print(f"{error}; fitted again", file=sys.stderr)
+        return None
+    return found if found and found[1].recipe_digest == store.recipe_digest else None
+
+
+def fit_missing(
+    pairs: Sequence[Pair], *, preset: Preset, data: Path | None, folder: Path, device: str, threads: int
+) -> None:
+    """Fit *pairs* into *folder* in processes of their own, which show their progress on stderr.
+
+    Raises:
+        RuntimeError: If a fit ends with an error.
+    """
+    wanted: dict[tuple[str, ...], list[str]] = {}
+    for name in dict.fromkeys(task.name for task, _ in pairs):
+        models = tuple(architecture.name for task, architecture in pairs if task.name == name)
+        wanted.setdefault(models, []).append(name)
+    for models, tasks in wanted.items():
+        command = [sys.executable, "-m", "lensing_models.train", "--refit"]
+        command += ["--models", ",".join(models), "--tasks", ",".join(tasks), "--preset", preset.name]
+        command += ["--out", str(folder), "--device", device, "--threads", str(threads)]
+        command += ["--data", str(data)] if data else []
+        code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+        if code:
+            raise RuntimeError(f"fitting {', '.join(models)} on {', '.join(tasks)} failed with exit code {code}")

@@ -1,0 +1,103 @@
+"""The README's first screen: the frontier of a run, spliced between two markers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from bench import cell, page
+from bench.records import Case
+from bench.table import Report, Row
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MOST_ROWS = 16
+HEADER = ("task", "batch", "network", "runtime", "latency p50 [ms]", "img/s", "quality", "vs. eager fp32")
+NUMERIC = ("batch", "latency p50 [ms]", "img/s", "vs. eager fp32")
+
+
+def splice(path: Path, report: Report) -> None:
+    """Replace what stands between the markers of the file *path* by the short table of *report*.
+
+    Raises:
+        OSError: If the file cannot be read or written.
+        ValueError: If it has not one pair of markers in their order.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or text.count(BEGIN) + text.count(END) > 2:
+        raise ValueError(f"{path}: needs one line {BEGIN} and one line {END} behind it, to put the table between them")
+    path.write_text(f"{before}{BEGIN}\n{short_table(report, path.parent)}\n{END}{after}", encoding="utf-8")
+
+
+def short_table(report: Report, folder: Path) -> str:
+    """Return the latency frontiers of *report*, their picture and how they were made, in Markdown.
+
+    Args:
+        report: What to tell.
+        folder: Folder of the file that shows it, from which the picture is linked.
+    """
+    groups = [[report.rows[key] for key in found.keys] for found in report.frontiers if found.name != "throughput"]
+    share = max(2, MOST_ROWS // max(1, len(groups)))
+    rows = [row for group in groups for row in _spread(group, share)]
+    if not rows:
+        return f"No case of this run is on a frontier.\n\n{page.facts(report)}"
+    parts = [page.markdown_table(HEADER, (_cells(row, report.rows) for row in rows), NUMERIC), _remarks(groups, rows)]
+    picture = report.folder / "pareto.png"
+    if picture.is_file():
+        link = Path(os.path.relpath(picture.resolve(), folder.resolve())).as_posix()
+        parts.append(f"![Quality against latency, one panel a task and batch size]({link})")
+    return "\n\n".join([*parts, page.facts(report)])
+
+
+def _spread(rows: Sequence[Row], most: int) -> list[Row]:
+    """Return at most *most* of *rows*, the first and the last among them, evenly spaced."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(index * (len(rows) - 1) / (most - 1))] for index in range(most)]
+
+
+def _cells(row: Row, rows: Mapping[str, Row]) -> list[str]:
+    case = row.record.case
+    worth = [f"{cell.label(name)} {cell.score(name, row.quality(name))}" for name in cell.shown_quality([row])]
+    what = [case.task, str(case.batch_size), cell.network(row), f"{cell.runtime(row)} {case.precision}"]
+    cost = [cell.latency(row), cell.significant(row.cost["throughput_img_s"])]
+    return [*what, *cost, ", ".join(worth), _speed_up(row, rows)]
+
+
+def _speed_up(row: Row, rows: Mapping[str, Row]) -> str:
+    """Return how many times faster *row* is than eager fp32 of its network; ``~`` unless both are valid.
+
+    Empty where eager fp32 did not run.
+    """
+    case = row.record.case
+    plain = Case(
+        task=case.task,
+        architecture=case.architecture,
+        backend="eager",
+        precision="fp32",
+        batch_size=case.batch_size,
+        device=case.device,
+        threads=case.threads,
+    )
+    baseline = rows.get(plain.key)
+    if baseline is None or baseline.record.status != "ok":
+        return ""
+    ratio = baseline.cost["latency_p50_s"] / row.cost["latency_p50_s"]
+    clean = row.record.validity == baseline.record.validity == "valid"
+    return f"{'' if clean else '~'}{cell.significant(ratio, 2)}x"
+
+
+def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row]) -> str:
+    """Return what a reader must know beside the table."""
+    text = "Rows that no other beats on both latency and quality; ± is the 95 % interval of the median."
+    text += " The last column compares with eager fp32 of the same network; ~: one of the two is not `valid`."
+    if hidden := sum(map(len, groups)) - len(shown):
+        text += f" {hidden} more are in the run's `pareto.csv`."
+    cases = [row.record.case for row in shown if row.frontier_kind == "provisional"]
+    if places := dict.fromkeys(f"{case.task} at batch {case.batch_size}" for case in cases):
+        text += f" {page.PROVISIONAL[:2].upper()}{page.PROVISIONAL[2:]}: {', '.join(places)}."
+    if any(row.record.converged is False for row in shown):
+        text += f" {page.UNCONVERGED}"
+    return text

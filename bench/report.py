@@ -1,0 +1,146 @@
+"""Records in, tables, page and picture out: `python -m bench.report RUN`. Needs no runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench import cell, page, readme, sheet
+from bench.picture import draw_picture
+from bench.records import SCHEMA, Environment, RunRecord, from_json, read_lines
+from bench.table import Report, Row, by_batch_and_latency, group_by_place, make_rows
+from lensing_models.command_line import Parser, run_main
+
+
+def build_report(run_folder: Path) -> Report:
+    """Return what *run_folder* holds, ready to be shown.
+
+    Args:
+        run_folder: Folder of a run: ``records.jsonl``, and ``environment.json`` and ``run.json``
+            where they exist.
+
+    Raises:
+        ValueError: If the folder or its records are missing, empty, damaged or of another schema.
+    """
+    if not run_folder.is_dir():
+        raise ValueError(f"no run in {run_folder}: it is not a folder; make one with python -m bench.run --out PATH")
+    path = run_folder / "records.jsonl"
+    if not path.is_file():
+        raise ValueError(f"no records in {run_folder}: records.jsonl is missing; complete the run with --resume")
+    records = list(read_lines(path, RunRecord))
+    if not records:
+        raise ValueError(f"no records in {path}: no case was finished; complete the run with --resume")
+    if strange := sorted({record.schema for record in records} - {SCHEMA}):
+        raise ValueError(f"{path}: schema {strange[0]} is not the {SCHEMA} that this version reads")
+    rows, frontiers = make_rows(records)
+    return Report(
+        folder=run_folder,
+        about=_read_about(run_folder / "run.json"),
+        environment=_read_environment(run_folder / "environment.json"),
+        rows=rows,
+        frontiers=frontiers,
+    )
+
+
+def write_report(run_folder: Path) -> list[Path]:
+    """Write ``table.csv``, ``pareto.csv``, ``pareto.png`` and ``report.md`` into *run_folder*.
+
+    Returns:
+        The files written; without a frontier there is no picture, and an old one is removed.
+
+    Raises:
+        ValueError: As `build_report`.
+    """
+    return _write(build_report(run_folder))
+
+
+def print_tables(report: Report, console: Console) -> None:
+    """Print a compact table of each task to *console*; rows on the frontier stand out."""
+    for (task, device, threads), rows in group_by_place(report.rows.values()).items():
+        shown = by_batch_and_latency(rows)
+        if shown:
+            console.print(_terminal_table(f"{task} ({device}, {threads} threads)", shown))
+        counts = {status: sum(row.record.status == status for row in rows) for status in ("skipped", "failed")}
+        for status, count in counts.items():
+            if count:
+                console.print(
+                    f"{task}: {count} {status}, with {'its reason' if count == 1 else 'reasons'} in report.md"
+                )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rebuild the report of a run from its records; return the exit code."""
+    parser = Parser(prog="python -m bench.report", description="Rebuild the tables, page and picture of a run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, e.g. results/<run>")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="also splice the short table into this file")
+    options = parser.parse_args(argv)
+    report = build_report(options.run)
+    written = _write(report)
+    if options.readme:
+        readme.splice(options.readme, report)
+        written.append(options.readme)
+    for path in written:
+        print(path)
+    return 0
+
+
+def _write(report: Report) -> list[Path]:
+    folder = report.folder
+    table, pareto, picture, text = (folder / name for name in ("table.csv", "pareto.csv", "pareto.png", "report.md"))
+    sheet.write_table(table, list(report.rows.values()))
+    sheet.write_frontiers(pareto, report.rows, report.frontiers)
+    drawn = draw_picture(picture, report)
+    if not drawn:
+        picture.unlink(missing_ok=True)
+    text.write_text(page.render_page(report, picture.name if drawn else None), encoding="utf-8")
+    return [table, pareto, *([picture] if drawn else []), text]
+
+
+def _terminal_table(title: str, rows: Sequence[Row]) -> Table:
+    names = cell.shown_quality(rows)
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("network", "backend", "precision"):
+        table.add_column(name)
+    for name in ("batch", "p50 [ms]", "img/s", *map(cell.label, names)):
+        table.add_column(escape(name), justify="right")
+    table.add_column("validity")
+    table.add_column("")
+    for row in rows:
+        case = row.record.case
+        cells = [cell.network(row).replace("*", ""), cell.runtime(row), case.precision, str(case.batch_size)]
+        cells += [cell.latency(row), cell.significant(row.cost["throughput_img_s"])]
+        cells += [cell.score(name, row.quality(name)) for name in names]
+        cells += [row.record.validity, cell.MARKS[row.frontier_kind]]
+        table.add_row(*map(escape, cells), style="bold" if row.frontier_kind else None)
+    return table
+
+
+def _read_about(path: Path) -> dict[str, object]:
+    """Return the facts of ``run.json``; none where the file is missing."""
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return facts
+
+
+def _read_environment(path: Path) -> Environment | None:
+    if not path.is_file():
+        return None
+    try:
+        return from_json(Environment, path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,181 @@
+"""The main job: argv -> plan -> records -> report (``python -m bench.run``)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.backends import known_backends
+from bench.backends.base import has_nvidia_driver
+from bench.plan import Sweep, expand_sweep, resolve_threads
+from lensing_models.command_line import Parser, run_main
+from lensing_models.preset import PRESETS, Preset
+
+
+def main() -> None:
+    """Run the command line and exit with its code: 0 fine, 1 a case failed, 2 bad arguments."""
+    run_main(run)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        prog="python -m bench.run",
+        description="Measure what each network costs and what it is worth, through every runtime.",
+    )
+    add = parser.add_argument
+    add("--models", default="all", help="comma list of networks, or all (the published pairs)")
+    add("--tasks", default="all", help="comma list of tasks, or all")
+    add("--backends", default="all", help="comma list of backends, or all")
+    add("--precisions", help="comma list, or all (each backend's own); default: fp32 and the device's half precision")
+    add("--batch-sizes", default="1,32", help="comma list, or all (1, 8, 32, 128); default: 1,32")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: cuda where there is one")
+    add("--preset", default="quick", choices=sorted(PRESETS), help="sizes of data, fit and measurement")
+    add("--data", type=Path, help="a data set, or a folder with one a task; default: simulated")
+    add("--checkpoints", type=Path, help="folder of checkpoints; a missing one is fitted into it")
+    add("--out", type=Path, help="folder of the run; default: results/<date>-<device>-<versions>")
+    add("--resume", action="store_true", help="complete the run in --out; finished cases are not measured again")
+    add("--strict", action="store_true", help="exit with 1 if a case is skipped")
+    add("--list", action="store_true", help="print the plan and stop")
+    add("--verify", action="store_true", help="check every case once, untimed")
+    add("--time-budget", type=float, metavar="S", help="seconds of timed calls a case; default: the preset's")
+    add("--target-ci", type=float, default=0.01, metavar="R", help="relative half-width that ends a case; default 0.01")
+    add("--threads", type=int, help="CPU threads of every runtime; default: all cores")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Carry out the command line *argv* and return the exit code."""
+    options = build_parser().parse_args(argv)
+    check_numbers(options)
+    device = resolve_device(options.device, listing=options.list)
+    threads = resolve_threads(options.threads)
+    sweep = expand_sweep(
+        models=options.models,
+        tasks=options.tasks,
+        backends=options.backends,
+        precisions=options.precisions,
+        batch_sizes=options.batch_sizes,
+        device=device,
+        threads=threads,
+        known=known_backends(),
+    )
+    if options.list:
+        print_plan(sweep)
+        return 0
+    return measure_sweep(sweep, options, argv, device, threads)
+
+
+def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str], device: str, threads: int) -> int:
+    """Provide, measure and report *sweep*; return the exit code."""
+    # Imported late: listing the plan needs none of it.
+    from bench.environment import describe_environment
+    from bench.execute import Execution, Sizes
+    from bench.interleave import Limits
+    from bench.measure import BlockPlan, stopwatch, utc_now
+    from bench.provision import CACHE, provide
+    from bench.run_folder import RunFolder, anchor_medians
+
+    preset: Preset = PRESETS[options.preset]
+    # Before any runtime starts its pool: OpenMP reads it once.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    environment = describe_environment(device, threads)
+    out = options.out or default_folder(device, environment.versions)
+    case_s = options.time_budget or preset.case_s
+    sizes = Sizes(
+        block=BlockPlan(
+            block_s=preset.block_s, calls=preset.block_calls, discards=preset.discards, warmup_s=case_s / 4
+        ),
+        limits=Limits(
+            blocks=preset.blocks, most_blocks=preset.most_blocks, case_s=case_s, target_ci=options.target_ci
+        ),
+        timed=not options.verify,
+    )
+    elapsed = stopwatch()
+    with RunFolder(out, resume=options.resume) as folder:
+        facts = {"run": out.name, "command": f"python -m bench.run {shlex.join(argv)}".strip(), "preset": preset.name}
+        folder.start(environment, {"started_at": utc_now(), **facts} if not options.resume else {"resumed_at": utc_now()})
+        print(f"run folder: {out}", file=sys.stderr)
+        provision = provide(
+            sweep.pairs,
+            preset=preset,
+            data=options.data,
+            checkpoints=options.checkpoints,
+            device=device,
+            threads=threads,
+        )
+        workdir = CACHE / "artifacts"
+        Execution(folder, provision, sizes, workdir=workdir, fingerprint=environment.fingerprint).run(sweep.cases)
+        folder.note({"wall_s": elapsed(), "finished_at": utc_now(), "anchor": anchor_medians(out)})
+    return tell(out, sweep, strict=options.strict)
+
+
+def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
+    """Write the reports of the run in *out*, print its tables, and return the exit code."""
+    from rich.console import Console
+
+    from bench.records import RunRecord, read_lines
+    from bench.report import build_report, print_tables, write_report
+
+    write_report(out)
+    print_tables(build_report(out), Console())
+    planned = {planned.case.key for planned in sweep.cases}
+    records = {record.case.key: record for record in read_lines(out / "records.jsonl", RunRecord)}
+    statuses = [record.status for key, record in records.items() if key in planned]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("ok", "skipped", "failed"))
+    print(f"{counts}; report: {out / 'report.md'}")
+    return int("failed" in statuses or (strict and "skipped" in statuses))
+
+
+def print_plan(sweep: Sweep) -> None:
+    """Print one line a case: its key, and why it would be skipped."""
+    for planned in sweep.cases:
+        print(planned.case.key + (f"  skipped: {planned.skip_reason}" if planned.skip_reason else ""))
+    skipped = sum(bool(planned.skip_reason) for planned in sweep.cases)
+    print(f"{len(sweep.cases)} cases, {skipped} of them skipped")
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise ValueError for a number out of its range."""
+    if options.time_budget is not None and not options.time_budget > 0:
+        raise ValueError(f"--time-budget {options.time_budget}: give seconds, more than 0")
+    if not 0 < options.target_ci < 1:
+        raise ValueError(f"--target-ci {options.target_ci}: give a fraction between 0 and 1, e.g. 0.01")
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out, the folder of the run to complete")
+
+
+def resolve_device(device: str, *, listing: bool) -> str:
+    """Return ``cpu`` or ``cuda``; a GPU is only looked for where its driver is, and not to list a plan.
+
+    Raises:
+        ValueError: If ``cuda`` is asked for and torch finds no GPU.
+    """
+    if device == "cpu" or (device == "auto" and not has_nvidia_driver()):
+        return "cpu"
+    if listing:
+        return "cuda"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise ValueError("--device cuda: torch finds no usable GPU here; known: cpu")
+    return "cpu"
+
+
+def default_folder(device: str, versions: dict[str, str]) -> Path:
+    """Return ``results/<date>-<device>-<versions>``, with a number behind it if that is taken."""
+    name = f"{datetime.now(UTC).date()}-{device}-torch{versions.get('torch', '')}"
+    first = Path("results") / name
+    later = (first.with_name(f"{name}-{number}") for number in range(2, 1000))
+    return next(path for path in (first, *later) if not path.exists())
+
+
+if __name__ == "__main__":
+    main()

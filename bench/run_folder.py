@@ -1,0 +1,133 @@
+"""The folder of one run: its lock, its lines, and what an earlier attempt left in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from bench.records import Block, Environment, RunRecord, Scalar, append_line, from_json, read_lines, to_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockRow:
+    """A block in ``blocks.jsonl``: the case it belongs to, the group it was measured in."""
+
+    case: str
+    group: str
+    block: Block
+
+
+class RunFolder:
+    """A run's folder, held by one process at a time; a context manager.
+
+    Args:
+        path: The folder; made if missing.
+        resume: Whether the records of an earlier attempt are completed.
+
+    Raises:
+        OSError: If it cannot be written.
+        ValueError: If another run holds it, or it holds records and *resume* is false, or there is
+            nothing to resume.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path
+        self.records_file = path / "records.jsonl"
+        if resume and not (path / "run.json").exists():
+            raise ValueError(f"nothing to resume in {path}: it has no run.json")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "outputs").mkdir(exist_ok=True)
+            # The system drops the lock with the process that holds it, killed or not.
+            self._lock = FileLock(path / ".lock", timeout=0)
+            self._lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"another run is writing to {path}; wait for it or choose another --out") from error
+        except OSError as error:
+            raise OSError(f"cannot write to --out {path}: {error.strerror or error}") from error
+        if not resume and self.records_file.exists():
+            self._lock.release()
+            raise ValueError(f"{path} holds a run already; complete it with --resume or choose another --out")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def start(self, environment: Environment, facts: Mapping[str, object]) -> None:
+        """Write ``environment.json`` and ``run.json``; on resuming, check that the machine is the same.
+
+        Raises:
+            ValueError: If the run was begun on other hardware or with other threads.
+        """
+        known = self.path / "environment.json"
+        if known.exists():
+            earlier = from_json(Environment, known.read_text(encoding="utf-8"))
+            if earlier.fingerprint != environment.fingerprint:
+                raise ValueError(
+                    f"{self.path} was begun on a machine with fingerprint {earlier.fingerprint}, "
+                    f"this one has {environment.fingerprint}; its records would not compare"
+                )
+        self._write("environment.json", to_json(environment))
+        self.note(facts)
+
+    def note(self, facts: Mapping[str, object]) -> None:
+        """Merge *facts* into ``run.json``."""
+        self._write("run.json", json.dumps({**self.facts(), **facts}, indent=1))
+
+    def facts(self) -> dict[str, object]:
+        """Return what ``run.json`` says; empty if there is none."""
+        path = self.path / "run.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+    def record(self, record: RunRecord) -> None:
+        """Append *record* to ``records.jsonl``."""
+        append_line(self.records_file, record)
+
+    def record_block(self, case: str, group: str, block: Block) -> None:
+        """Append a block to ``blocks.jsonl``."""
+        append_line(self.path / "blocks.jsonl", BlockRow(case=case, group=group, block=block))
+
+    def finished(self) -> dict[str, RunRecord]:
+        """Return the records of an earlier attempt by case key; a failed case is tried again.
+
+        A torn last line, of a writer that was killed, is removed from the file.
+        """
+        if not self.records_file.exists():
+            return {}
+        text = self.records_file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._write("records.jsonl", whole)
+        records = read_lines(self.records_file, RunRecord)
+        return {record.case.key: record for record in records if record.status != "failed"}
+
+    def outputs_file(self, worker_key: str) -> Path:
+        """Return the file of a worker's outputs on the test split."""
+        return self.path / "outputs" / f"{worker_key.replace('/', '-')}.npy"
+
+    def _write(self, name: str, text: str) -> None:
+        unfinished = self.path / f".{name}.unfinished"
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, self.path / name)
+
+
+def anchor_medians(path: Path) -> Mapping[str, Scalar]:
+    """Return the median time of the anchor in each group [s], from ``blocks.jsonl`` in *path*."""
+    import statistics
+
+    groups: dict[str, list[float]] = {}
+    for row in read_lines(path / "blocks.jsonl", BlockRow):
+        if row.case.startswith("anchor/") and row.block.accepted:
+            groups.setdefault(row.group, []).append(statistics.median(row.block.samples_s))
+    return {group: statistics.median(medians) for group, medians in groups.items()}

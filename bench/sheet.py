@@ -1,0 +1,99 @@
+"""Rows as CSV: floats in full, and what does not apply left empty, never 0."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+
+from bench import statistic
+from bench.metrics import COST_METRICS
+from bench.records import Case
+from bench.table import Frontier, Row
+from lensing_models.metrics import known_metrics
+
+Cell = str | int | float | bool | None
+CASE_COLUMNS = tuple(field.name for field in dataclasses.fields(Case))
+# What stands beside the frontier; the other metrics come behind it.
+FIRST_COSTS = ("latency_p50_s", "latency_p50_low_s", "latency_p50_high_s", "throughput_img_s")
+FIRST_QUALITY = ("auc", "accuracy", "mse")
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write one line a row to the CSV file *path*."""
+    columns = _columns(rows)
+    _write_csv(path, list(columns), ([read(row) for read in columns.values()] for row in rows))
+
+
+def write_frontiers(path: Path, rows: Mapping[str, Row], frontiers: Sequence[Frontier]) -> None:
+    """Write one line a member of each frontier to the CSV file *path*, best cost first."""
+    header = ["frontier", "kind", "rank", *CASE_COLUMNS, "x_metric", "x", "y_metric", "y", "validity"]
+    lines: list[list[Cell]] = []
+    for found in frontiers:
+        for rank, row in enumerate((rows[key] for key in found.keys), start=1):
+            case: list[Cell] = [getattr(row.record.case, name) for name in CASE_COLUMNS]
+            values: list[Cell] = [found.x.name, row.cost[found.x.name], found.y.name, row.quality(found.y.name)]
+            lines.append([found.name, found.kind, rank, *case, *values, row.record.validity])
+    _write_csv(path, header, lines)
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], Cell]]:
+    """Return the columns of the table in order: what each is called and how a row gives it."""
+    quality = dict.fromkeys((*known_metrics(), *(name for row in rows for name in row.record.quality)))
+    timing = ("samples", "blocks", "rejected_blocks", "stop_reason")
+    return {
+        **{name: attrgetter(f"record.case.{name}") for name in CASE_COLUMNS},
+        **{name: attrgetter(f"record.{name}") for name in ("status", "reason", "validity")},
+        **{name: partial(_cost, name) for name in FIRST_COSTS},
+        **{name: partial(_quality, name) for name in FIRST_QUALITY},
+        **{name: attrgetter(name) for name in ("on_frontier", "frontier_kind")},
+        **{name: partial(_quality, name) for name in quality if name not in FIRST_QUALITY},
+        "parity_error": lambda row: row.record.parity.error if row.record.parity else None,
+        "quality_images": lambda row: row.record.quality_images or None,
+        "converged": attrgetter("record.converged"),
+        **{metric.name: partial(_cost, metric.name) for metric in COST_METRICS if metric.name not in FIRST_COSTS},
+        **{name: partial(_timing_fact, name) for name in timing},
+        **{name: attrgetter(f"record.{name}") for name in ("backend_version", "checkpoint_sha256", "dataset_digest")},
+        "fingerprint": attrgetter("record.environment"),
+    }
+
+
+def _cost(name: str, row: Row) -> Cell:
+    return row.cost[name]
+
+
+def _quality(name: str, row: Row) -> Cell:
+    return row.quality(name)
+
+
+def _timing_fact(name: str, row: Row) -> Cell:
+    timing = row.record.timing
+    if timing is None:
+        return None
+    facts: dict[str, Cell] = {
+        "samples": int(statistic.counted_samples(timing).size),
+        "blocks": len(statistic.counted_blocks(timing)),
+        "rejected_blocks": sum(not block.accepted for block in timing.blocks),
+        "stop_reason": timing.stop_reason,
+    }
+    return facts[name]
+
+
+def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Cell]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([_text(cell) for cell in line] for line in lines)
+
+
+def _text(cell: Cell) -> str:
+    """Return a cell as CSV text: ``true`` and ``false`` for claims, nothing for None and NaN."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    return repr(float(cell)) if isinstance(cell, float) else str(cell)

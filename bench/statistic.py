@@ -1,0 +1,127 @@
+"""What raw samples say: intervals, percentiles, throughput, and how far a row can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from bench.records import Block, Scalar, Timing, Validity
+
+CONFIDENCE = 0.95
+UNSTABLE_HALF_WIDTH = 0.05
+
+# The fewest samples of which at least two lie beyond the percentile with 99 % confidence: the
+# smallest n whose binomial P(at most one beyond) is at most 1 %. MLPerf Inference rules, appendix
+# "Early stopping criterion", give the same 64 and 662.
+FEWEST_SAMPLES: Mapping[int, int] = {90: 64, 99: 662}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A value with its 95 % confidence interval; the bounds are NaN where there is none."""
+
+    point: float
+    low: float
+    high: float
+
+
+def counted_blocks(timing: Timing) -> tuple[Block, ...]:
+    """Return the accepted blocks, or every block where none was accepted.
+
+    The figures of a case whose every block was disturbed are worth showing; `judge` says that
+    they were.
+    """
+    accepted = tuple(block for block in timing.blocks if block.accepted)
+    return accepted or timing.blocks
+
+
+def counted_samples(timing: Timing) -> NDArray[np.float64]:
+    """Return the wall times of the calls in the counted blocks, in the order measured [s]."""
+    return np.array([sample for block in counted_blocks(timing) for sample in block.samples_s], dtype=np.float64)
+
+
+def block_medians(timing: Timing) -> NDArray[np.float64]:
+    """Return the median wall time of each counted block [s]."""
+    return np.array([np.median(block.samples_s) for block in counted_blocks(timing)], dtype=np.float64)
+
+
+def latency_p50(timing: Timing) -> Interval:
+    """Return the median latency of a call with its 95 % interval [s].
+
+    The point is the median of all counted samples; the interval is ``point * exp(+-h)``, h being
+    the half-width of a t-interval on the logarithms of the block medians. Neighbouring calls
+    resemble each other, so the block, not the call, is the unit.
+
+    Returns:
+        NaN bounds with fewer than two counted blocks; all NaN without a sample.
+    """
+    samples = counted_samples(timing)
+    if not samples.size:
+        return Interval(point=math.nan, low=math.nan, high=math.nan)
+    point, width = float(np.median(samples)), _log_half_width(timing)
+    return Interval(point=point, low=point * math.exp(-width), high=point * math.exp(width))
+
+
+def half_width(timing: Timing) -> float:
+    """Return half the width of the interval of `latency_p50` over its point; NaN where it has none."""
+    return math.sinh(_log_half_width(timing))
+
+
+def latency_percentile(timing: Timing, percent: int) -> float | None:
+    """Return the *percent* percentile of the latency [s], or None with too few samples for it.
+
+    Args:
+        timing: Raw samples; the whole tail counts.
+        percent: A key of `FEWEST_SAMPLES`.
+
+    Returns:
+        The smallest sample that no more than ``100 - percent`` in a hundred exceed.
+    """
+    samples = counted_samples(timing)
+    if samples.size < FEWEST_SAMPLES[percent]:
+        return None
+    return float(np.percentile(samples, percent, method="inverted_cdf"))
+
+
+def throughput(timing: Timing, batch_size: int) -> float:
+    """Return images per second of wall time with one request in flight; NaN without a sample."""
+    samples = counted_samples(timing)
+    return float(batch_size * samples.size / samples.sum()) if samples.size else math.nan
+
+
+def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Validity:
+    """Return how far the timing of a case can be trusted: the first of these that holds.
+
+    ``fallback``: the runtime did something else than the case says. ``contended``: too few blocks
+    were accepted because other people's work disturbed some. ``undersampled``: too few, without
+    that excuse. ``unstable``: the warm-up never settled, or the interval is wider than +-5 %.
+
+    Args:
+        timing: Raw samples.
+        evidence: Proof of what ran, from the session.
+        precision: Precision that the case asks for.
+    """
+    if evidence.get("fallback") or evidence.get("precision", precision) != precision:
+        return "fallback"
+    accepted = sum(block.accepted for block in timing.blocks)
+    if accepted < timing.required_blocks:
+        return "contended" if accepted < len(timing.blocks) else "undersampled"
+    # Written so that NaN, an interval that does not exist, is unstable too.
+    if not (timing.settled and half_width(timing) <= UNSTABLE_HALF_WIDTH):
+        return "unstable"
+    return "valid"
+
+
+def _log_half_width(timing: Timing) -> float:
+    """Return the half-width of the t-interval on the log block medians; NaN below two blocks."""
+    medians = block_medians(timing)
+    count = medians.size
+    if count < 2:
+        return math.nan
+    quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
+    return quantile * float(np.std(np.log(medians), ddof=1)) / math.sqrt(count)

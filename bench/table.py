@@ -1,0 +1,164 @@
+"""Records as rows: what each case cost, what it is worth, and which frontier it stands on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.metrics import COST_METRICS, known_cost_metrics
+from bench.pareto import Directed, Point, frontier
+from bench.records import Environment, RunRecord
+from lensing_models.metrics import known_metrics
+from lensing_models.registry import explain_unknown
+
+Place = tuple[str, str, int]
+"""Task, device and threads: only rows that share them compare."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One case of a report.
+
+    Attributes:
+        cost: Cost metrics by name; NaN where one does not apply.
+        frontier_kind: ``valid`` or ``provisional`` on the latency frontier of its batch size;
+            empty off it.
+    """
+
+    record: RunRecord
+    cost: Mapping[str, float]
+    frontier_kind: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Return where the row competes."""
+        return self.record.case.task, self.record.case.device, self.record.case.threads
+
+    @property
+    def on_frontier(self) -> bool | None:
+        """Return whether the row is on its latency frontier; None for one that is not ok."""
+        return bool(self.frontier_kind) if self.record.status == "ok" else None
+
+    def quality(self, name: str) -> float:
+        """Return a quality metric; NaN where it was not measured."""
+        value = self.record.quality.get(name)
+        return math.nan if value is None else float(value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frontier:
+    """The cases of one task that no other beats on a cost and the task's primary metric.
+
+    Attributes:
+        name: ``latency@b1`` and its like for one batch size, or ``throughput`` for all of them.
+        kind: ``valid``, or ``provisional`` where no valid row was there to choose from.
+        x: The cost.
+        y: The primary metric.
+        keys: Keys of the cases, best cost first.
+    """
+
+    name: str
+    place: Place
+    kind: str
+    x: Directed
+    y: Directed
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """All that the tables, the page and the picture of one run show.
+
+    Attributes:
+        folder: Folder of the run.
+        about: Facts of ``run.json``: what was run, when, with which command.
+        environment: Where the run was made; None where the folder does not say.
+        rows: Rows by case key, in the order of the plan.
+    """
+
+    folder: Path
+    about: Mapping[str, object]
+    environment: Environment | None
+    rows: Mapping[str, Row]
+    frontiers: tuple[Frontier, ...]
+
+    def fact(self, name: str) -> str:
+        """Return a fact of ``run.json`` as text; empty where it has none."""
+        value = self.about.get(name)
+        return "" if value is None else str(value)
+
+    @property
+    def anchor(self) -> dict[str, float]:
+        """Return the median time of the anchor case by group [s]; empty where none was measured."""
+        times = self.about.get("anchor")
+        if not isinstance(times, Mapping):
+            return {}
+        return {str(group): float(time) for group, time in times.items() if isinstance(time, int | float)}
+
+
+def make_rows(records: Iterable[RunRecord]) -> tuple[dict[str, Row], tuple[Frontier, ...]]:
+    """Return the rows by case key, in the order given, and the frontiers they make.
+
+    A case that comes twice keeps its first place and its last record.
+    """
+    latest = {record.case.key: record for record in records}
+    rows = {key: Row(record=record, cost=_costs(record)) for key, record in latest.items()}
+    frontiers = tuple(_find_frontiers(rows.values()))
+    kinds = {key: found.kind for found in frontiers if found.name != "throughput" for key in found.keys}
+    marked = {key: dataclasses.replace(row, frontier_kind=kinds.get(key, "")) for key, row in rows.items()}
+    return marked, frontiers
+
+
+def group_by_place(rows: Iterable[Row]) -> dict[Place, list[Row]]:
+    """Return the rows by task, device and threads, in the order of first appearance."""
+    groups: dict[Place, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.place, []).append(row)
+    return groups
+
+
+def by_batch_and_latency(rows: Iterable[Row]) -> list[Row]:
+    """Return the ok rows sorted by batch size, then latency; a row without one comes last."""
+
+    def order(row: Row) -> tuple[int, float]:
+        value = row.cost["latency_p50_s"]
+        return row.record.case.batch_size, math.inf if math.isnan(value) else value
+
+    return sorted((row for row in rows if row.record.status == "ok"), key=order)
+
+
+def _costs(record: RunRecord) -> dict[str, float]:
+    values = {metric.name: metric.compute(record) for metric in COST_METRICS}
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _find_frontiers(rows: Iterable[Row]) -> Iterable[Frontier]:
+    """Yield the frontiers of every task, device and thread count: each batch size, then throughput."""
+    costs = known_cost_metrics()
+    for members in group_by_place(row for row in rows if row.record.status == "ok").values():
+        for batch_size in sorted({row.record.case.batch_size for row in members}):
+            batch = [row for row in members if row.record.case.batch_size == batch_size]
+            yield from _find_frontier(f"latency@b{batch_size}", batch, costs["latency_p50_s"])
+        yield from _find_frontier("throughput", members, costs["throughput_img_s"])
+
+
+def _find_frontier(name: str, rows: Sequence[Row], x: Directed) -> Iterable[Frontier]:
+    """Yield the frontier of ok *rows* of one task, unless none of them has both metrics."""
+    primary = next((row.record.primary_metric for row in rows if row.record.primary_metric), "")
+    if not primary:
+        return
+    if primary not in known_metrics():
+        raise LookupError(explain_unknown("metric", primary, known_metrics()))
+    y = known_metrics()[primary]
+    valid = [row for row in rows if row.record.validity == "valid"]
+    pool = valid or [row for row in rows if row.record.validity != "fallback"]
+    points = [
+        Point(task=row.record.case.task, key=row.record.case.key, x=row.cost[x.name], y=row.quality(primary))
+        for row in pool
+    ]
+    keys = tuple(point.key for point in frontier(points, x, y))
+    if keys:
+        yield Frontier(name=name, place=rows[0].place, kind="valid" if valid else "provisional", x=x, y=y, keys=keys)

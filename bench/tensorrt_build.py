@@ -1,0 +1,214 @@
+"""ONNX file -> TensorRT engine by one path for TensorRT 10.13 and 11.x; engines are kept by key.
+
+The network is always strongly typed: precision lives in the graph, TF32 is the only switch. Names of
+TensorRT objects are annotated throughout: the bindings publish no types, and the contract test
+follows these annotations into each binding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildArguments:
+    """What the builder is told beside the graph.
+
+    Attributes:
+        batch_size: Images in a batch; the one profile has it as minimum, optimum and maximum.
+        tf32: Whether float32 products may be rounded to TF32; TensorRT's own default is yes.
+        optimization_level: 0 to 5; 3 is TensorRT's default.
+        workspace_bytes: Most scratch memory that a layer may use.
+    """
+
+    batch_size: int
+    tf32: bool
+    optimization_level: int = 3
+    workspace_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineHost:
+    """The machine that an engine is built for and runs on; it runs on no other."""
+
+    tensorrt: str
+    gpu: str
+    compute_capability: tuple[int, int]
+    driver: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """A serialized engine.
+
+    Attributes:
+        key: Digest of everything that it was made from.
+        plan: TensorRT's serialized form.
+        reused: Whether it was found on the disk instead of being built.
+    """
+
+    key: str
+    plan: bytes
+    reused: bool
+
+
+def engine_key(onnx_sha256: str, arguments: BuildArguments, host: EngineHost) -> str:
+    """Return the SHA-256 of the graph, the build arguments and the host, as hexadecimal digits."""
+    ingredients = [onnx_sha256, dataclasses.asdict(arguments), dataclasses.asdict(host)]
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def find_or_build(onnx_file: Path, arguments: BuildArguments, host: EngineHost, workdir: Path) -> Engine:
+    """Return the engine of *onnx_file* from *workdir*, building it if it is not there or damaged.
+
+    Raises:
+        RuntimeError: If TensorRT cannot build it; the message holds TensorRT's own.
+    """
+    key = engine_key(hashlib.sha256(onnx_file.read_bytes()).hexdigest(), arguments, host)
+    path = workdir / f"{key}.plan"
+    kept = read_plan(path)
+    if kept is not None:
+        return Engine(key=key, plan=kept, reused=True)
+    plan = build_plan(onnx_file, arguments)
+    write_plan(path, plan)
+    return Engine(key=key, plan=plan, reused=False)
+
+
+def write_plan(path: Path, plan: bytes) -> None:
+    """Write *plan* and, beside it, its digest; a reader never sees half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(_digest_file(path), hashlib.sha256(plan).hexdigest().encode())
+    _replace(path, plan)
+
+
+def read_plan(path: Path) -> bytes | None:
+    """Return the plan at *path*, or None if there is none or it is not what was written.
+
+    TensorRT runs the machine code of whatever plan it is given, so a damaged one is never loaded.
+    """
+    if not path.exists() or not _digest_file(path).exists():
+        return None
+    plan = path.read_bytes()
+    if hashlib.sha256(plan).hexdigest() != _digest_file(path).read_text(encoding="ascii", errors="replace"):
+        logging.getLogger(__name__).warning("%s does not match its digest and is built anew", path.name)
+        return None
+    return plan
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".plan.sha256")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def build_plan(onnx_file: Path, arguments: BuildArguments) -> bytes:
+    """Return the plan that TensorRT builds of *onnx_file*; two builds may choose other kernels.
+
+    Raises:
+        RuntimeError: If TensorRT has no builder here, cannot parse the graph or cannot build it.
+    """
+    import tensorrt as trt
+
+    errors: list[str] = []
+    logger: trt.ILogger = collecting_logger(errors)
+    try:
+        builder: trt.Builder = trt.Builder(logger)
+    except TypeError as error:  # the bindings' word for a null pointer
+        raise failure("create a builder", errors) from error
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)  # bit 1 in 10, bit 0 in 11
+    network: trt.INetworkDefinition = builder.create_network(strongly_typed)
+    parser: trt.OnnxParser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_file)):
+        raise failure(f"parse {onnx_file.name}", [*_parser_errors(parser), *errors])
+    config: trt.IBuilderConfig = _configure(builder, network, arguments)
+    plan: trt.IHostMemory = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise failure("build an engine", errors)
+    return bytes(memoryview(plan))
+
+
+def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments: BuildArguments) -> trt.IBuilderConfig:
+    import tensorrt as trt
+
+    config: trt.IBuilderConfig = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, arguments.workspace_bytes)
+    config.builder_optimization_level = arguments.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the inspector tell layer types
+    if arguments.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+    images: trt.ITensor = network.get_input(0)
+    shape = (arguments.batch_size, *tuple(images.shape)[1:])
+    profile.set_shape(images.name, shape, shape, shape)
+    if config.add_optimization_profile(profile) < 0:
+        raise failure(f"add a profile of shape {shape}", [])
+    return config
+
+
+def _parser_errors(parser: trt.OnnxParser) -> list[str]:
+    errors: list[trt.ParserError] = [parser.get_error(index) for index in range(parser.num_errors)]
+    return [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors]
+
+
+def collecting_logger(errors: list[str]) -> trt.ILogger:
+    """Return a TensorRT logger that appends each message of severity ERROR or worse to *errors*."""
+    import tensorrt as trt
+
+    class CollectingLogger(trt.ILogger):  # type: ignore[misc]  # TensorRT publishes no types
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                errors.append(msg)
+
+    return CollectingLogger()
+
+
+def failure(what: str, errors: Sequence[str]) -> RuntimeError:
+    """Return the error for a step that TensorRT refused, with the last of its messages."""
+    said = "; ".join(errors[-3:]) or "TensorRT logged no error"
+    return RuntimeError(f"TensorRT could not {what}: {said}")
+
+
+def engine_host() -> EngineHost:
+    """Return the host that torch's current CUDA device makes.
+
+    Raises:
+        RuntimeError: If torch sees no CUDA device or the driver does not tell its version.
+    """
+    import pynvml
+    import tensorrt as trt
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch sees no CUDA device, which TensorRT needs; install torch with CUDA, see pytorch.org")
+    try:
+        pynvml.nvmlInit()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise RuntimeError(f"the NVIDIA driver does not tell its version: {error}") from error
+    return EngineHost(
+        tensorrt=str(trt.__version__),
+        gpu=torch.cuda.get_device_name(),
+        compute_capability=torch.cuda.get_device_capability(),
+        driver=driver,
+    )

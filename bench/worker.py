@@ -1,0 +1,283 @@
+"""One network, backend and precision in its own process: open, score, warm up, time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.measure import BlockPlan, Clock, stopwatch
+from bench.records import Case, Measurement, Parity, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.backends.base import Session
+    from lensing_models.network import LensNetwork
+
+#: Buffers of real test images that the timed calls take in turn.
+INPUT_BUFFERS = 8
+#: Seconds without an answer after which a worker is taken for hung.
+PATIENCE_S = 900.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What one worker works on.
+
+    Attributes:
+        case: The first of its cases; the others differ in the batch size.
+        checkpoint: Weights; None for random ones, whose speed is the same (the anchor).
+        store: Folder of the data set.
+        workdir: Folder of exported files and engines.
+        reference: File of the reference outputs of the first test images; None for the anchor.
+        outputs: File for the outputs of the whole test split.
+        plan: How long a block is.
+    """
+
+    case: Case
+    checkpoint: Path | None
+    store: Path
+    workdir: Path
+    reference: Path | None
+    outputs: Path
+    plan: BlockPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """Answer to `open`: the session of one batch size stands, its outputs have been compared."""
+
+    build_s: float
+    artifact_bytes: int | None
+    parity: Parity | None
+    failure: str
+
+
+class Bench:
+    """The inside of a worker process: one session at a time."""
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        torch.set_num_threads(job.case.threads)
+        self._job, self._images = job, load_test_images(job.store)
+        self._stack = ExitStack()
+        self._session: Session | None = None
+        self._case = job.case
+
+    def open(self, batch_size: int, compared: int) -> Opened:
+        """Build the session for *batch_size* and compare *compared* test images with the reference."""
+        from bench.backends import known_backends
+
+        self._stack.close()
+        self._stack, self._session = ExitStack(), None
+        self._case = replace(self._job.case, batch_size=batch_size)
+        network = load_network(self._job)
+        elapsed = stopwatch()
+        prepared = known_backends()[self._case.backend].prepare(network, self._case, self._job.workdir)
+        self._session = self._stack.enter_context(prepared)
+        build_s = elapsed()
+        parity, failure = self._compare(compared)
+        self._clock = Clock(self._session, self._inputs(), self._job.plan)
+        return Opened(
+            build_s=build_s, artifact_bytes=self._session.artifact_bytes, parity=parity, failure=failure
+        )
+
+    def score(self) -> tuple[dict[str, float], int, str]:
+        """Return the quality over the whole test split, its image count, and what went wrong.
+
+        The outputs are kept in the job's file, for paired comparisons later.
+        """
+        import numpy as np
+
+        from bench.parity import run_through
+        from lensing_models.data.store import open_store
+        from lensing_models.metrics import score
+        from lensing_models.registry import find_task
+
+        outputs = run_through(self._open_session(), self._images, self._case)
+        if not np.isfinite(outputs).all():
+            return {}, 0, f"{np.count_nonzero(~np.isfinite(outputs))} of {outputs.size} outputs are not finite"
+        np.save(self._job.outputs, outputs)
+        labels = open_store(self._job.store).labels("test")
+        return score(find_task(self._case.task), outputs, labels), len(outputs), ""
+
+    def warm_up(self) -> tuple[int, bool]:
+        """Call until the times settle; see `Clock.warm_up`."""
+        return self._clock.warm_up()
+
+    def block(self) -> tuple[float, ...]:
+        """Return the samples of one block [s]."""
+        return self._clock.block()
+
+    def evidence(self) -> tuple[Mapping[str, Scalar], str]:
+        """Return the session's evidence and the digest of the inputs it was timed on."""
+        digest = hashlib.sha256()
+        for buffer in self._inputs():
+            digest.update(memoryview(buffer.cpu().numpy()))
+        return dict(self._open_session().evidence()), digest.hexdigest()
+
+    def _compare(self, count: int) -> tuple[Parity | None, str]:
+        """Return the parity of the first *count* test images; None where there is no reference."""
+        import numpy as np
+
+        from bench.parity import compare, explain_failure, run_through
+
+        if self._job.reference is None:
+            return None, ""
+        reference = np.load(self._job.reference)[:count]
+        outputs = run_through(self._open_session(), self._images[: len(reference)], self._case)
+        parity = compare(outputs, reference, self._case.precision)
+        return parity, "" if parity.passed else explain_failure(outputs, parity)
+
+    def _inputs(self) -> list[torch.Tensor]:
+        """Return the rotated buffers: consecutive test images, wrapped round where they run out."""
+        import torch
+
+        batch, total = self._case.batch_size, len(self._images)
+        rows = [(torch.arange(batch) + turn * batch) % total for turn in range(INPUT_BUFFERS)]
+        return [self._images[row].contiguous().to(self._case.device) for row in rows]
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise RuntimeError("no session is open")
+        return self._session
+
+
+def load_test_images(store: Path) -> torch.Tensor:
+    """Return the test images (N, C, H, W) float32 in [0, 1] of the data set in *store*."""
+    from lensing_models.data.preprocess import scale_to_unit
+    from lensing_models.data.store import open_store
+
+    opened = open_store(store)
+    return scale_to_unit(opened.counts(opened.indices("test")))
+
+
+def load_network(job: Job) -> LensNetwork:
+    """Return the job's network, fp32 on the CPU."""
+    import torch
+
+    from lensing_models.checkpoint import load_checkpoint
+    from lensing_models.registry import find_architecture, find_task
+
+    if job.checkpoint is not None:
+        return load_checkpoint(job.checkpoint)[0]
+    torch.manual_seed(0)
+    return find_architecture(job.case.architecture).build(find_task(job.case.task))
+
+
+def write_reference(job: Job) -> None:
+    """Compute the reference outputs of the first test images and write them to the job's file."""
+    import numpy as np
+    import torch
+
+    from bench.parity import PARITY_IMAGES, compute_reference
+
+    torch.set_num_threads(job.case.threads)
+    if job.reference is None:
+        raise ValueError("the job names no file for the reference")
+    images = load_test_images(job.store)[:PARITY_IMAGES]
+    np.save(job.reference, compute_reference(load_network(job), images, job.case.device))
+
+
+def serve(connection: Connection, job: Job) -> None:
+    """Answer the parent's calls until it hangs up; the entry point of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers Ctrl-C
+    bench: Bench | None = None
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except EOFError:  # the parent is gone
+            return
+        try:
+            if name == "reference":
+                answer: object = write_reference(job)
+            else:
+                bench = bench or Bench(job)
+                answer = getattr(bench, name)(*arguments)
+        # The edge of a case: whatever a runtime throws becomes the case's reason.
+        except Exception as error:
+            connection.send((False, f"{type(error).__name__}: {error}"))
+        else:
+            connection.send((True, answer))
+
+
+class WorkerError(RuntimeError):
+    """A worker failed, died or hung; the message is the case's reason."""
+
+
+class Worker:
+    """The parent's handle of a worker process; a context manager that ends it."""
+
+    def __init__(self, job: Job) -> None:
+        # Fork of a server that has imported torch and started no thread: seconds less a process.
+        context = get_context("forkserver" if sys.platform == "linux" else "spawn")
+        if sys.platform == "linux":
+            context.set_forkserver_preload(["torch", "timm", "bench.worker"])
+        self.job = job
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, job), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+        return int(self._process.pid or 0)
+
+    def ask(self, name: str, *arguments: object, patience_s: float = PATIENCE_S) -> Any:  # each call has its own type
+        """Call method *name* of the worker's `Bench` and return its answer.
+
+        Raises:
+            WorkerError: If the call failed, the process died, or no answer came in time.
+        """
+        try:
+            self._connection.send((name, arguments))
+            if not self._connection.poll(patience_s):
+                self.kill()
+                raise WorkerError(f"hung: no answer to {name} within {patience_s:.0f} s; killed")
+            done, answer = self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise WorkerError(f"the process died in {name}: {self._cause_of_death()}") from error
+        if not done:
+            raise WorkerError(answer)
+        return answer
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+        self._process.join(10)
+
+    def close(self) -> None:
+        """Hang up, and end the process if it does not end by itself."""
+        self._connection.close()
+        self._process.join(5)
+        self.kill()
+
+    def _cause_of_death(self) -> str:
+        self._process.join(10)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            return f"{name} (out of memory?)" if name == "SIGKILL" else name
+        return f"exit code {code}"
+
+
+def measurement(opened: Opened, evidence: Mapping[str, Scalar], input_digest: str) -> Measurement:
+    """Return what is known of a session beside its timing."""
+    return Measurement(
+        build_s=opened.build_s,
+        artifact_bytes=opened.artifact_bytes,
+        evidence=evidence,
+        input_digest=input_digest,
+    )

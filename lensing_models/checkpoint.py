@@ -1,0 +1,233 @@
+"""Trained weights on disk: a safetensors file, and a card that says where they came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lensing_models
+from lensing_models.registry import find_architecture, find_task
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensing_models.network import LensNetwork
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """Where a checkpoint came from and what it is worth.
+
+    Attributes:
+        sha256: Digest of the safetensors file; empty until `write_checkpoint` has written it.
+        recipe_digest: Identity of the data set it was fitted on.
+        sky: Physical parameters of that data set.
+        preset: Size of work of the fit.
+        steps: Optimiser steps taken.
+        epochs: How often each training image was seen, on average.
+        converged: Whether the schedule ran to its end; False where a step cap ended it.
+        scored_images: Images behind `validation` and `test`, by split.
+        validation: Metrics of the rounded weights, eager fp32, on the validation split.
+        test: The same on the test split.
+        revision: Git revision of the suite, ``-dirty`` behind it if the tree was changed; its
+            version where there is no checkout.
+        versions: Versions of the packages that fitted it.
+        recorded_at: ISO 8601 time, UTC.
+    """
+
+    task: str
+    architecture: str
+    sha256: str = ""
+    recipe_digest: str
+    sky: str
+    preset: str
+    seed: int
+    steps: int
+    epochs: float
+    converged: bool
+    scored_images: Mapping[str, int] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+    revision: str
+    versions: Mapping[str, str]
+    recorded_at: str
+
+    def to_json(self) -> str:
+        """Return the card as indented JSON; a metric that is not defined (NaN) becomes null."""
+        facts = dataclasses.asdict(self)
+        for split in ("validation", "test"):
+            facts[split] = {name: None if math.isnan(value) else value for name, value in facts[split].items()}
+        return json.dumps(facts, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Card:
+        """Return the card that `to_json` wrote; raise ValueError if *text* is not one."""
+        try:
+            facts = json.loads(text)
+            for split in ("validation", "test"):
+                facts[split] = {name: math.nan if value is None else value for name, value in facts[split].items()}
+            return cls(**facts)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a checkpoint card: {error}") from error
+
+
+def checkpoint_path(folder: Path, task_name: str, architecture_name: str) -> Path:
+    """Return where the weights of a model lie in *folder*; the card lies beside them as ``.json``."""
+    return folder / f"{task_name}-{architecture_name}.safetensors"
+
+
+def read_card(path: Path) -> Card:
+    """Return the card of the checkpoint *path*; the weights are not looked at.
+
+    Raises:
+        ValueError: If there is no readable card.
+    """
+    card_path = path.with_suffix(".json")
+    try:
+        return Card.from_json(card_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        remedy = "copy the two files together, or fit it: python -m lensing_models.train"
+        raise ValueError(f"{path}: its card {card_path.name} is missing; {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"{card_path}: {error}; fit it again: python -m lensing_models.train --refit") from error
+
+
+def verify_checkpoint(path: Path) -> Card:
+    """Return the card of *path* after checking that the weights are the ones it describes.
+
+    Raises:
+        ValueError: If a file is missing, damaged, or for a task or architecture that is unknown.
+    """
+    return _read(path)[0]
+
+
+def load_checkpoint(path: Path) -> tuple[LensNetwork, Card]:
+    """Return the network of *path*, fp32 on the CPU in evaluation mode, and its card.
+
+    Raises:
+        ValueError: As `verify_checkpoint`, or if the tensors do not fit the architecture.
+    """
+    import safetensors
+    import safetensors.torch
+
+    card, content = _read(path)
+    network = find_architecture(card.architecture).build(find_task(card.task))
+    try:
+        tensors = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); {_refit(card)}") from error
+    if misfit := _misfit(tensors, network.state_dict()):
+        raise ValueError(f"{path}: does not fit {card.architecture} on {card.task}: {misfit}; {_refit(card)}")
+    network.load_state_dict(tensors)
+    return network, card
+
+
+def write_checkpoint(network: LensNetwork, folder: Path, card: Card) -> Path:
+    """Write the weights and their card into *folder*, each moved into place when whole.
+
+    One-dimensional tensors (batch norm, biases, output scale) stay fp32, integers stay as they
+    are, the rest is rounded to fp16; `round_weights` does the same in memory.
+
+    Returns:
+        Path of the weights.
+
+    Raises:
+        ValueError: If a weight is not finite or beyond fp16.
+    """
+    import safetensors.torch
+
+    tensors = {name: _stored(name, value) for name, value in network.state_dict().items()}
+    content = safetensors.torch.save(tensors)
+    path = checkpoint_path(folder, card.task, card.architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(path, content)
+    card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
+    _replace(path.with_suffix(".json"), card.to_json().encode())
+    return path
+
+
+def round_weights(network: LensNetwork) -> None:
+    """Round the weights in place to what a checkpoint keeps, so that scores are those of the file."""
+    state = network.state_dict()
+    for name, value in state.items():
+        value.copy_(_stored(name, value))
+
+
+def revision() -> str:
+    """Return the git revision of this checkout (``-dirty`` if changed), or the package's version."""
+    root = Path(lensing_models.__file__).resolve().parent.parent
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            pass  # No git program, or a checkout that it refuses: the version has to do.
+    return lensing_models.__version__
+
+
+def _read(path: Path) -> tuple[Card, bytes]:
+    """Return card and weights of *path*, checked against each other."""
+    if not path.is_file():
+        raise ValueError(f"no checkpoint {path}; fit it: python -m lensing_models.train")
+    card = read_card(path)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != card.sha256:
+        raise ValueError(f"{path}: damaged, its SHA-256 is not the one in its card; {_refit(card)}")
+    try:
+        find_task(card.task)
+        find_architecture(card.architecture)
+    except LookupError as error:
+        raise ValueError(f"{path}: {error.args[0]}; this checkpoint is of another version of the suite") from error
+    return card, content
+
+
+def _refit(card: Card) -> str:
+    """Return the remedy for a checkpoint that cannot be used."""
+    command = f"python -m lensing_models.train --models {card.architecture} --tasks {card.task} --refit"
+    return f"copy it again, or fit it again: {command}"
+
+
+def _stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return *tensor* as a checkpoint keeps it."""
+    import torch
+
+    if not tensor.is_floating_point():
+        return tensor.contiguous()
+    stored = tensor.to(torch.float32 if tensor.ndim < 2 else torch.float16)
+    if not bool(torch.isfinite(stored).all()):
+        raise ValueError(f"weight {name} is not finite in {stored.dtype}: the fit diverged; lower the learning rate")
+    return stored.contiguous()
+
+
+def _misfit(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """Return how names and shapes differ, at most three of each; empty if they do not."""
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - expected.keys())
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "shape": shapes}
+    return "; ".join(f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in found.items() if names)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write *content* to *path* through a temporary name, flushed to the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

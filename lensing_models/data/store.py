@@ -1,0 +1,199 @@
+"""The store: one folder a data set, with its images, its catalogue and two digests.
+
+``images.npy`` holds the counts and is read through a memory map, ``catalog.parquet`` one row an
+image, ``manifest.json`` what was asked for and what came out, ``CARD.md`` the same for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import psutil
+from numpy.typing import NDArray
+
+from lensing_models.data.manifest import (
+    Manifest,
+    Recipe,
+    SplitName,
+    read_manifest,
+    render_card,
+    write_manifest,
+)
+
+IMAGES, CATALOG, MANIFEST, CARD = "images.npy", "catalog.parquet", "manifest.json", "CARD.md"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Store:
+    """An open data set; `open_store` makes it. It holds no file open.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What it says of itself.
+        catalog: One row an image in the order of ``images.npy``: ``split``, ``index`` within the
+            split, ``label``, ``class``, and every true parameter.
+    """
+
+    folder: Path
+    manifest: Manifest
+    catalog: pd.DataFrame = field(repr=False, compare=False)
+
+    @property
+    def recipe_digest(self) -> str:
+        """Return the identity of the data."""
+        return self.manifest.recipe_digest
+
+    @property
+    def sky(self) -> str:
+        """Return the name of the sky that the images show."""
+        return self.manifest.recipe.sky
+
+    @property
+    def task(self) -> str:
+        """Return the name of the task that the labels answer."""
+        return self.manifest.recipe.task
+
+    def indices(self, split: SplitName) -> NDArray[np.int64]:
+        """Return the rows of *split* in ``images.npy``, by index within the split."""
+        if split not in get_args(SplitName):
+            raise LookupError(f"unknown split {split!r}; known: {', '.join(get_args(SplitName))}")
+        return np.flatnonzero(self.catalog["split"].to_numpy() == split).astype(np.int64)
+
+    def labels(self, split: SplitName) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Return (N,) labels of *split*: int64 classes, or float64 true values of the target."""
+        return self.catalog["label"].to_numpy()[self.indices(split)]
+
+    def counts(self, indices: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return (B, C, H, W) float32 counts of the rows *indices*; IndexError beyond the last."""
+        stored = np.load(self.folder / IMAGES, mmap_mode="r")
+        counts: NDArray[np.float32] = stored[indices].astype(np.float32)
+        if (self.manifest.scale, self.manifest.offset) != (1.0, 0.0):
+            counts *= np.float32(self.manifest.scale)
+            counts += np.float32(self.manifest.offset)
+        return counts
+
+
+def open_store(folder: Path) -> Store:
+    """Return the store in *folder* after a cheap check: manifest, sizes and number of rows.
+
+    Raises:
+        ValueError: If a file is missing, damaged, of another size than stated, or of a newer
+            schema; the message names the file.
+    """
+    manifest = read_manifest(folder / MANIFEST)
+    _check_images(folder / IMAGES, manifest)
+    path = folder / CATALOG
+    try:
+        catalog = pd.read_parquet(path)
+        counted = catalog["split"].value_counts().to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; make the data set again") from error
+    stated = manifest.recipe.sizes
+    if len(catalog) != sum(stated.values()) or any(counted.get(split, 0) != size for split, size in stated.items()):
+        raise ValueError(f"{path} has rows {counted}, the manifest says {dict(stated)}; make the data set again")
+    return Store(folder=folder, manifest=manifest, catalog=catalog)
+
+
+def verify_store(folder: Path) -> Store:
+    """Return the store in *folder* after reading every byte; ValueError if one has changed."""
+    store = open_store(folder)
+    found, stated = _content_digest(folder), store.manifest.content_sha256
+    if found != stated:
+        raise ValueError(
+            f"{folder}: content has SHA-256 {found[:12]}, the manifest says {stated[:12]}; make the data set again"
+        )
+    return store
+
+
+def write_store(
+    folder: Path, recipe: Recipe, fill: Callable[[Path], pd.DataFrame], *, dtype: str = "uint16", about: str
+) -> Store:
+    """Make a store at *folder*; it appears there when it is whole, or not at all.
+
+    Args:
+        folder: Where to; it must not exist yet. Unfinished work lies beside it, under a hidden
+            name that ends in ``.partial``, and is cleared away by the next writer.
+        recipe: What was asked for; its sizes and image shape lay out ``images.npy``.
+        fill: Gets the path of ``images.npy``, all zeros, writes the values there and returns
+            the catalogue in the same order.
+        dtype: Type of the stored values.
+        about: What the data are and where their limits lie, for the card.
+
+    Raises:
+        FileExistsError: If *folder* exists, or came to be meanwhile.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; name another folder or remove it")
+    _clear_drafts(folder)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    draft.mkdir(parents=True)
+    try:
+        _lay_out(draft / IMAGES, (sum(recipe.sizes.values()), *recipe.image_shape), dtype)
+        fill(draft / IMAGES).to_parquet(draft / CATALOG, index=False)
+        manifest = Manifest(
+            recipe=recipe, recipe_digest=recipe.digest, dtype=dtype, content_sha256=_content_digest(draft)
+        )
+        write_manifest(draft / MANIFEST, manifest)
+        (draft / CARD).write_text(render_card(manifest, about), encoding="utf-8")
+        _move(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return open_store(folder)
+
+
+def _lay_out(path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    """Write an array of zeros whose room on the disk is taken."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape).flush()
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error here; in the mapped file it would be a crash
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+
+
+def _move(draft: Path, folder: Path) -> None:
+    """Move *draft* to *folder*; FileExistsError if another process has filled it meanwhile."""
+    try:
+        draft.replace(folder)
+    except OSError as error:
+        if folder.exists():
+            raise FileExistsError(f"{folder} came to be while its data were made; these are dropped") from error
+        raise
+
+
+def _check_images(path: Path, manifest: Manifest) -> None:
+    """Raise ValueError, naming *path*, unless it is as long, shaped and typed as stated."""
+    expected = (sum(manifest.recipe.sizes.values()), *manifest.recipe.image_shape)
+    try:
+        images = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is missing, truncated or no array: {error}; make the data set again") from error
+    if not isinstance(images, np.memmap) or images.shape != expected or images.dtype.name != manifest.dtype:
+        found = f"{images.dtype.name} {images.shape}" if isinstance(images, np.ndarray) else "an archive"
+        stated = f"{manifest.dtype} {expected}"
+        raise ValueError(f"{path} holds {found}, the manifest says {stated}; make the data set again")
+    if path.stat().st_size != images.offset + images.nbytes:
+        raise ValueError(f"{path} has bytes behind its last image; make the data set again")
+
+
+def _content_digest(folder: Path) -> str:
+    """Return the SHA-256 over those of images and catalogue."""
+    total = hashlib.sha256()
+    for name in (IMAGES, CATALOG):
+        with (folder / name).open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _clear_drafts(folder: Path) -> None:
+    """Remove what writers of *folder* that are no longer alive have left beside it."""
+    for draft in folder.parent.glob(f".{folder.name}.*.partial"):
+        process = draft.name.split(".")[-2]
+        if not process.isdigit() or int(process) == os.getpid() or not psutil.pid_exists(int(process)):
+            shutil.rmtree(draft, ignore_errors=True)

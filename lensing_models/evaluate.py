@@ -1,0 +1,149 @@
+"""A checkpoint on a data set: python -m lensing_models.evaluate CHECKPOINT --data DIR."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensing_models.command_line import Parser, run_main
+from lensing_models.metrics import known_metrics, score
+from lensing_models.registry import find_task
+from lensing_models.specs import FloatArray, LabelArray, TaskSpec
+
+if TYPE_CHECKING:
+    from lensing_models.data.store import Store
+    from lensing_models.network import LensNetwork
+
+Interval = tuple[float, float]
+
+
+def predict(
+    network: LensNetwork, store: Store, indices: NDArray[np.int64], *, batch_size: int = 32
+) -> NDArray[np.float32]:
+    """Return the outputs (N, K) of *network*, run eagerly in fp32 where it lies, in evaluation mode.
+
+    Args:
+        network: Its mode is restored afterwards.
+        store: Holds the images.
+        indices: (N,) rows of the store.
+        batch_size: Images in a call; the outputs do not depend on it beyond rounding.
+    """
+    import torch
+
+    from lensing_models.data.preprocess import scale_to_unit
+
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        parts = [
+            network(scale_to_unit(store.counts(indices[start : start + batch_size])).to(device)).cpu().numpy()
+            for start in range(0, len(indices), batch_size)
+        ]
+    network.train(was_training)
+    return np.concatenate(parts)
+
+
+def bootstrap(
+    task: TaskSpec,
+    outputs: FloatArray,
+    labels: LabelArray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Return the percentile interval of each metric of *task* over resampled images.
+
+    Efron and Tibshirani 1993, chapter 13. A resample on which a metric is not defined (AUC with a
+    class missing) is left out of its interval; NaN where none is left.
+
+    Args:
+        task: Names the metrics.
+        outputs: (N, K) as for `metrics.score`.
+        labels: (N,).
+        resamples: Draws of N images with replacement, the same for every metric.
+        seed: Of the draws.
+        level: Share of the resamples inside.
+    """
+    rng = np.random.default_rng(seed)
+    metrics = [known_metrics()[name] for name in task.metrics]
+    values = np.empty((resamples, len(metrics)))
+    for row in values:
+        drawn = rng.integers(len(labels), size=len(labels))
+        row[:] = [metric.compute(outputs[drawn], labels[drawn]) for metric in metrics]
+    tail = (1 - level) / 2
+    intervals = {}
+    for metric, column in zip(metrics, values.T, strict=True):
+        defined = column[~np.isnan(column)]
+        low, high = np.quantile(defined, (tail, 1 - tail)) if len(defined) else (np.nan, np.nan)
+        intervals[metric.name] = (float(low), float(high))
+    return intervals
+
+
+def open_task_store(folder: Path, task_name: str) -> Store:
+    """Return the store of a task from *folder*: the store itself, or a folder of one store a task.
+
+    Raises:
+        ValueError: If there is none, or it holds another task.
+    """
+    from lensing_models.data.store import open_store
+
+    candidates = [path for path in (folder, folder / task_name) if (path / "manifest.json").is_file()]
+    if not candidates:
+        remedy = f"make one: python -m lensing_models.data simulate --task {task_name}"
+        raise ValueError(f"no data set for {task_name} in {folder} or {folder / task_name}; {remedy}")
+    store = open_store(candidates[0])
+    if store.task != task_name:
+        raise ValueError(f"{candidates[0]} holds {store.task!r}, not {task_name!r}; name a data set of {task_name}")
+    return store
+
+
+def render(task: TaskSpec, values: Mapping[str, float], intervals: Mapping[str, Interval]) -> str:
+    """Return a small table: a line for each metric with its 95 % interval."""
+    rows = known_metrics()
+    lines = [f"{'metric':<12}{'value':>12}   95 % interval"]
+    for name in task.metrics:
+        low, high = intervals[name]
+        lines.append(f"{name:<12}{values[name]:>12.5g}   {low:.5g} to {high:.5g} {rows[name].unit}".rstrip())
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate what *argv* names and print the table."""
+    parser = Parser(prog="lensing_models.evaluate", description="Test metrics of a checkpoint, eager fp32.")
+    parser.add_argument("checkpoint", type=Path, help="the .safetensors file; its card lies beside it")
+    parser.add_argument("--data", type=Path, required=True, help="a data set, or a folder of one for each task")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args(argv)
+    if arguments.threads < 1:
+        parser.error(f"--threads is {arguments.threads}; give 1 or more")
+
+    from lensing_models.checkpoint import load_checkpoint, verify_checkpoint
+
+    card = verify_checkpoint(arguments.checkpoint)
+    task = find_task(card.task)
+    store = open_task_store(arguments.data, task.name)
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    network, _ = load_checkpoint(arguments.checkpoint)
+    indices = store.indices(arguments.split)
+    outputs, labels = predict(network, store, indices), store.labels(arguments.split)
+    state = "converged" if card.converged else "unconverged"
+    print(f"{task.name}/{card.architecture} ({state}), {len(indices)} {arguments.split} images, eager fp32")
+    if store.recipe_digest != card.recipe_digest:
+        print(f"other data than it was fitted on: {store.recipe_digest[:12]}, not {card.recipe_digest[:12]}")
+    print(render(task, score(task, outputs, labels), bootstrap(task, outputs, labels)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

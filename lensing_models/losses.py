@@ -1,0 +1,58 @@
+"""What a fit minimises."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from lensing_models.network import LensNetwork
+from lensing_models.specs import TaskSpec
+
+
+def task_loss(task: TaskSpec, network: LensNetwork, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the loss of a batch: cross entropy, or the squared error in standard deviations.
+
+    Args:
+        task: Its kind chooses the loss.
+        network: Its `output_scale` is the spread of a regression's labels.
+        outputs: (B, K) float32 from *network*.
+        labels: (B,) int64 class indices, or float32 log10 of the target.
+
+    Returns:
+        Scalar, the mean over the batch.
+    """
+    if task.kind == "classification":
+        return functional.cross_entropy(outputs, labels)
+    return standardised_mse(outputs[:, 0], labels, network.output_scale)
+
+
+def standardised_mse(predicted: torch.Tensor, true: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared error in units of *scale*; 1 is what predicting the mean scores."""
+    return ((predicted - true) / scale).square().mean()
+
+
+def focal_loss(
+    logits: torch.Tensor, labels: torch.Tensor, *, gamma: float = 2.0, alpha: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the focal loss, -alpha_y (1 - p_y)^gamma log p_y, averaged over the batch.
+
+    Lin et al. 2017, arXiv:1708.02002, equation 5, with a softmax for p. It turns the fit's
+    attention to the images that are still wrong; gamma 0 is cross entropy.
+
+    Args:
+        logits: (B, K) float32.
+        labels: (B,) int64 class indices.
+        gamma: Focus, 0 or more.
+        alpha: (K,) float32 weight of each class; all 1 if None.
+
+    Raises:
+        ValueError: If gamma is negative or alpha does not give one weight for each class.
+    """
+    if gamma < 0:
+        raise ValueError(f"focal loss: gamma is {gamma}; it must be 0 or more")
+    if alpha is not None and alpha.shape != logits.shape[1:]:
+        raise ValueError(f"focal loss: alpha has shape {tuple(alpha.shape)}; give one weight for each class")
+    log_p = functional.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
+    # -expm1(log p) is 1 - p without the cancellation near p = 1.
+    loss = -((-torch.expm1(log_p)).clamp_min(0) ** gamma) * log_p
+    return (loss if alpha is None else alpha[labels] * loss).mean()

@@ -1,0 +1,117 @@
+"""Fit networks: python -m lensing_models.train --models all --tasks all --preset quick --out DIR."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lensing_models.checkpoint import Card, checkpoint_path, verify_checkpoint, write_checkpoint
+from lensing_models.command_line import Parser, run_main
+from lensing_models.evaluate import open_task_store
+from lensing_models.preset import PRESETS, Preset
+from lensing_models.registry import select_pairs
+from lensing_models.specs import TaskSpec
+
+if TYPE_CHECKING:
+    from lensing_models.data.store import Store
+
+CACHE = Path("results/cache/data")
+
+
+def kept_card(path: Path, recipe_digest: str, preset: str, seed: int) -> tuple[Card | None, str]:
+    """Return the card of a checkpoint that need not be fitted again, or None and the reason why.
+
+    Args:
+        path: Where the checkpoint would lie.
+        recipe_digest: Data set that it must have been fitted on.
+        preset: Size of work that it must have.
+        seed: Seed that it must have.
+    """
+    if not path.exists():
+        return None, "not there yet"
+    try:
+        card = verify_checkpoint(path)
+    except ValueError as error:
+        return None, str(error)
+    wanted = {"recipe_digest": recipe_digest, "preset": preset, "seed": seed}
+    differing = [name for name, value in wanted.items() if getattr(card, name) != value]
+    return (None, f"another {' and '.join(differing)}") if differing else (card, "")
+
+
+def find_stores(tasks: Mapping[str, TaskSpec], data: Path | None, preset: Preset) -> dict[str, Store]:
+    """Return the store of each task, made in the cache where *data* is None.
+
+    Raises:
+        ValueError: If *data* lacks one.
+    """
+    if data is not None:
+        return {name: open_task_store(data, name) for name in tasks}
+
+    from lensing_models.data.simulate import ensure_dataset
+
+    return {name: ensure_dataset(task, preset, CACHE) for name, task in tasks.items()}
+
+
+def render_line(card: Card, path: Path, fitted: bool) -> str:
+    """Return one line: the network, its test metrics, and whether it is converged, new or kept."""
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in card.test.items())
+    state = f"{'converged' if card.converged else 'unconverged'}, {'fitted' if fitted else 'kept'}"
+    return f"{card.task}/{card.architecture}: {metrics}  ({state}; {card.scored_images['test']} test images)  {path}"
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(prog="lensing_models.train", description="Fit networks and write their checkpoints.")
+    parser.add_argument("--models", default="all", help="comma list, or all: the published pairs")
+    parser.add_argument("--tasks", default="all", help="comma list, or all: the published pairs")
+    parser.add_argument(
+        "--data", type=Path, help=f"a data set, or a folder of one for each task; made in {CACHE} if absent"
+    )
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="quick", help="size of work (default: quick)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights, the shuffling and the augmentation")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--refit", action="store_true", help="fit again what --out already holds")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Fit what *argv* names and print a line of test metrics for each network."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.threads < 1 or arguments.seed < 0:
+        parser.error(f"--threads {arguments.threads} --seed {arguments.seed}: threads start at 1, seeds at 0")
+    pairs = select_pairs(arguments.models, arguments.tasks)
+    preset = PRESETS[arguments.preset]
+    stores = find_stores({task.name: task for task, _ in pairs}, arguments.data, preset)
+    lines = []
+    for task, architecture in pairs:
+        path = checkpoint_path(arguments.out, task.name, architecture.name)
+        card, why = kept_card(path, stores[task.name].recipe_digest, preset.name, arguments.seed)
+        fitted = card is None or arguments.refit
+        if fitted:
+            print(f"{path}: {'--refit' if arguments.refit else why}; fitting", file=sys.stderr)
+            from lensing_models.fit import fit  # torch and Lightning take seconds; wrong arguments and kept files none
+
+            network, card = fit(
+                task,
+                architecture,
+                stores[task.name],
+                preset=preset,
+                seed=arguments.seed,
+                threads=arguments.threads,
+                device=arguments.device,
+            )
+            path = write_checkpoint(network, arguments.out, card)
+        assert card is not None
+        lines.append(render_line(card, path, fitted))
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.records import Case
+from lensing_models.network import LensNetwork
+from lensing_models.registry import find_architecture, find_task
+
+
+@cache
+def _weights(architecture: str, task: str) -> dict[str, torch.Tensor]:
+    """Return weights whose BatchNorm statistics belong to them, so that outputs are tame."""
+    torch.manual_seed(0)
+    network = find_architecture(architecture).build(find_task(task))
+    torch.nn.init.normal_(network.output_shift)
+    network.train()
+    with torch.no_grad():
+        network(lens_like_images(4))
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def lens_like_images(count: int) -> torch.Tensor:
+    """Return images (count, 1, 150, 150) float32 in [0, 1] with a smooth structure: noisy rings."""
+    axis = torch.linspace(-3.75, 3.75, 150)
+    radius = torch.hypot(axis[None, :], axis[:, None])
+    generator = torch.Generator().manual_seed(7)
+    size = 0.8 + torch.rand(count, 1, 1, generator=generator)
+    rings = torch.exp(-0.5 * ((radius - size) / 0.2) ** 2)
+    noise = 0.05 * torch.rand(count, 150, 150, generator=generator)
+    return (rings + noise).clamp(0, 1)[:, None].contiguous()
+
+
+@pytest.fixture
+def build() -> Callable[[str, str], LensNetwork]:
+    """Return a builder of fresh networks that always gives the same weights."""
+
+    def make(architecture: str, task: str) -> LensNetwork:
+        network = find_architecture(architecture).build(find_task(task))
+        network.load_state_dict(_weights(architecture, task))
+        return network
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return one folder of exported files for the whole session, so that each is made once."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """Give torch two threads, as the cases here ask for, and put it back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_case(**changes: object) -> Case:
+    """Return a small case with *changes*."""
+    facts: dict[str, object] = {
+        "task": "substructure",
+        "architecture": "mobilenetv3_small",
+        "backend": "eager",
+        "precision": "fp32",
+        "batch_size": 2,
+        "device": "cpu",
+        "threads": 2,
+    }
+    return Case(**{**facts, **changes})  # type: ignore[arg-type]  # a test names its own fields

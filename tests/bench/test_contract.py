@@ -1,0 +1,172 @@
+"""What every backend promises (`bench.backends.base`), for every task and architecture."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.backends import known_backends
+from bench.backends.base import Session
+from bench.parity import TOLERANCE, compare, compute_reference, run_through
+from bench.plan import why_not
+from bench.records import Case
+from lensing_models.network import LensNetwork
+from lensing_models.registry import known_architectures
+from lensing_models.tasks import known_tasks
+from tests.bench.conftest import lens_like_images, make_case
+
+Build = Callable[[str, str], LensNetwork]
+
+CELLS = [
+    pytest.param(backend.name, device, precision, marks=[pytest.mark.gpu] if device == "cuda" else [])
+    for backend in known_backends().values()
+    for device, precisions in backend.precisions.items()
+    for precision in precisions
+]
+#: Largest parity error of a 16-bit backbone: bf16 keeps 8 bits, 4e-3 a rounding, over some 50 layers.
+REDUCED = 0.2
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    """Return the case of a cell, or skip with the reason that its row would carry."""
+    backend, device, precision = request.param
+    chosen = make_case(backend=backend, device=device, precision=precision)
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if reason := why_not(chosen, known_backends()):
+        pytest.skip(reason)
+    return chosen
+
+
+def every_cell(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.parametrize("case", [cell_values(cell) for cell in CELLS], indirect=True)(test)
+
+
+def cell_values(cell: object) -> object:
+    values, marks = cell.values, cell.marks  # type: ignore[attr-defined]  # a ParameterSet
+    return pytest.param(values, marks=marks, id="-".join(values))
+
+
+def prepare(build: Build, case: Case, workdir: Path, slots: int = 1) -> Session:
+    network = build(case.architecture, case.task)
+    return known_backends()[case.backend].prepare(network, case, workdir, slots)
+
+
+@every_cell
+def test_outputs_are_those_of_the_reference(case: Case, build: Build, workdir: Path) -> None:
+    images = lens_like_images(6)
+    reference = compute_reference(build(case.architecture, case.task), images, case.device)
+
+    with prepare(build, case, workdir) as session:
+        parity = compare(run_through(session, images, case), reference, case.precision)
+
+    assert parity.error <= (TOLERANCE if case.precision == "fp32" else REDUCED)
+
+
+@every_cell
+def test_outputs_do_not_depend_on_the_batch(case: Case, build: Build, workdir: Path) -> None:
+    images = lens_like_images(5)
+    one = make_case(backend=case.backend, device=case.device, precision=case.precision, batch_size=1)
+
+    with prepare(build, case, workdir) as session:
+        in_pairs = run_through(session, images, case)
+    with prepare(build, one, workdir) as session:
+        alone = run_through(session, images, one)
+
+    assert compare(in_pairs, alone, "bf16").error <= (TOLERANCE if case.precision == "fp32" else REDUCED)
+
+
+@every_cell
+def test_two_slots_hold_two_requests(case: Case, build: Build, workdir: Path) -> None:
+    images = lens_like_images(4).to(case.device)
+
+    with prepare(build, case, workdir, slots=2) as session:
+        first = session.infer(images[:2], slot=0)
+        second = session.infer(images[2:], slot=1)
+        session.synchronize()
+        together = torch.cat([first, second]).cpu().numpy().copy()
+        apart = run_through(session, images.cpu(), case)
+
+    assert compare(together, apart, "bf16").error <= 1e-5
+
+
+@every_cell
+def test_images_are_left_as_they_were(case: Case, build: Build, workdir: Path) -> None:
+    images = lens_like_images(2).to(case.device)
+    before = images.clone()
+
+    with prepare(build, case, workdir) as session:
+        session.infer(images)
+        session.synchronize()
+
+    assert torch.equal(images, before)
+
+
+@every_cell
+def test_evidence_names_precision_and_threads(case: Case, build: Build, workdir: Path) -> None:
+    images = lens_like_images(2).to(case.device)
+
+    with prepare(build, case, workdir) as session:
+        session.infer(images)
+        session.synchronize()
+        evidence = session.evidence()
+
+    assert evidence["precision"] == case.precision
+    assert evidence["threads"] in (case.threads, None)
+    assert not evidence.get("fallback")
+
+
+@pytest.mark.parametrize("task", known_tasks())
+@pytest.mark.parametrize("architecture", [name for name in known_architectures() if name != "efficientnet_b5"])
+@pytest.mark.parametrize("backend", ["torchscript", "onnx", "openvino"])
+def test_every_network_exports(backend: str, architecture: str, task: str, build: Build, workdir: Path) -> None:
+    case = make_case(backend=backend, architecture=architecture, task=task)
+    if reason := why_not(case, known_backends()):
+        pytest.skip(reason)
+    images = lens_like_images(2)
+    reference = compute_reference(build(architecture, task), images, "cpu")
+
+    with prepare(build, case, workdir) as session:
+        parity = compare(run_through(session, images, case), reference, "fp32")
+
+    assert parity.passed
+
+
+def test_the_resized_network_exports(build: Build, workdir: Path) -> None:
+    case = make_case(backend="onnx", architecture="efficientnet_b5", task="halo_mass")
+    images = lens_like_images(2)
+    reference = compute_reference(build(case.architecture, case.task), images, "cpu")
+
+    with prepare(build, case, workdir) as session:
+        parity = compare(run_through(session, images, case), reference, "fp32")
+
+    assert parity.passed
+
+
+@pytest.mark.parametrize("name", known_backends())
+def test_a_backend_refuses_what_its_table_lacks(name: str) -> None:
+    backend = known_backends()[name]
+    precisions = {"fp32", "tf32", "bf16", "fp16", "int8"}
+
+    for device, table in backend.precisions.items():
+        refused = {p for p in precisions if backend.refuse(make_case(backend=name, device=device, precision=p))}
+        assert refused == precisions - set(table)
+
+
+@pytest.mark.parametrize("name", known_backends())
+def test_probing_imports_no_runtime(name: str) -> None:
+    code = (
+        "import sys; from bench.backends import known_backends; "
+        f"known_backends()[{name!r}].probe('cpu'); known_backends()[{name!r}].probe('cuda'); "
+        "print([name for name in ('torch', 'onnxruntime', 'openvino', 'tensorrt') if name in sys.modules])"
+    )
+
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert answer.stdout.strip() == "[]"

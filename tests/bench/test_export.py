@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from bench.export import network_digest, onnx_file, torchscript_file
+from lensing_models.network import LensNetwork
+
+Build = Callable[[str, str], LensNetwork]
+
+
+@pytest.fixture
+def forbidden_tf32() -> Iterator[None]:
+    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "ieee"
+    yield
+    for part, precision in zip(parts, before, strict=True):
+        part.fp32_precision = precision
+
+
+def test_a_file_is_made_once(build: Build, workdir: Path) -> None:
+    first = onnx_file(build("mobilenetv3_small", "substructure"), workdir)
+    written = first.stat().st_mtime_ns
+
+    second = onnx_file(build("mobilenetv3_small", "substructure"), workdir)
+
+    assert (second, second.stat().st_mtime_ns) == (first, written)
+
+
+def test_other_weights_give_another_file(build: Build, workdir: Path) -> None:
+    network = build("mobilenetv3_small", "substructure")
+    first = torchscript_file(network, workdir, "fp32", "cpu")
+    with torch.no_grad():
+        network.output_shift.add_(1)
+
+    assert torchscript_file(network, workdir, "fp32", "cpu") != first
+
+
+def test_tf32_shares_the_file_of_fp32(build: Build, workdir: Path) -> None:
+    files = {onnx_file(build("mobilenetv3_small", "substructure"), workdir, name) for name in ("fp32", "tf32")}
+
+    assert len(files) == 1
+
+
+def test_fp16_keeps_fp32_at_the_doors(build: Build, workdir: Path) -> None:
+    graph = onnx.load(str(onnx_file(build("mobilenetv3_small", "substructure"), workdir, "fp16"))).graph
+
+    doors = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    weights = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
+
+    assert doors == {onnx.TensorProto.FLOAT}
+    assert weights == {onnx.TensorProto.FLOAT16}
+
+
+def test_the_batch_is_dynamic_and_the_rest_is_not(build: Build, workdir: Path) -> None:
+    graph = onnx.load(str(onnx_file(build("mobilenetv3_small", "substructure"), workdir))).graph
+
+    batch, *rest = graph.input[0].type.tensor_type.shape.dim
+
+    assert batch.dim_param
+    assert [side.dim_value for side in rest] == [1, 150, 150]
+
+
+def test_forbidden_tf32_does_not_break_the_export(build: Build, tmp_path: Path, forbidden_tf32: None) -> None:
+    assert onnx_file(build("mobilenetv3_small", "substructure"), tmp_path).exists()
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+
+
+def test_the_digest_follows_a_single_weight(build: Build) -> None:
+    network = build("mobilenetv3_small", "substructure")
+    before = network_digest(network)
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] += 1e-3
+
+    assert network_digest(network) != before

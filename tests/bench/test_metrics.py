@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bench.metrics import COST_METRICS, known_cost_metrics
+from bench.records import Measurement
+from tests.bench.sample_run import make_case, make_record, make_timing
+
+MEASUREMENT = Measurement(build_s=2.5, artifact_bytes=1234, evidence={}, input_digest="")
+
+
+def test_names_are_unique() -> None:
+    assert len(known_cost_metrics()) == len(COST_METRICS)
+
+
+@pytest.mark.parametrize("metric", COST_METRICS, ids=lambda metric: metric.name)
+def test_no_metric_applies_to_a_case_that_was_not_measured(metric: object) -> None:
+    record = make_record(make_case(), status="skipped", timing=None, measurement=None)
+
+    assert metric.compute(record) is None  # type: ignore[attr-defined]  # parametrize gives object
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("latency_p50_s", 0.25),
+        ("latency_p50_low_s", 0.25),
+        ("latency_p50_high_s", 0.25),
+        ("throughput_img_s", 128.0),
+        ("build_s", 2.5),
+        ("artifact_bytes", 1234),
+    ],
+)
+def test_metric_of_a_steady_case(name: str, value: float) -> None:
+    timing = make_timing([[0.25] * 4] * 3)
+    record = make_record(make_case(batch_size=32), timing=timing, measurement=MEASUREMENT)
+
+    assert known_cost_metrics()[name].compute(record) == pytest.approx(value, rel=1e-12)
+
+
+def test_tails_do_not_apply_to_few_samples() -> None:
+    record = make_record(make_case(), timing=make_timing([[0.25] * 63]))
+
+    assert known_cost_metrics()["latency_p90_s"].compute(record) is None
+    assert known_cost_metrics()["latency_p99_s"].compute(record) is None
+
+
+def test_tails_of_many_samples_are_observed_values() -> None:
+    record = make_record(make_case(), timing=make_timing([[float(value) for value in range(1, 1001)]]))
+
+    assert known_cost_metrics()["latency_p90_s"].compute(record) == 900.0
+    assert known_cost_metrics()["latency_p99_s"].compute(record) == 990.0
+
+
+def test_bounds_of_one_block_are_nan() -> None:
+    record = make_record(make_case(), timing=make_timing([[0.25]]))
+
+    assert math.isnan(known_cost_metrics()["latency_p50_low_s"].compute(record) or 0.0)
+
+
+def test_session_without_a_file_has_no_artifact_bytes() -> None:
+    measurement = Measurement(build_s=1.0, artifact_bytes=None, evidence={}, input_digest="")
+
+    assert known_cost_metrics()["artifact_bytes"].compute(make_record(make_case(), measurement=measurement)) is None

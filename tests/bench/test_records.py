@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bench.records import Case, Parity, RunRecord, append_line, from_json, read_lines, to_json
+from tests.bench.sample_run import make_case, make_record
+
+
+def test_key_names_every_part_of_a_case() -> None:
+    case = make_case(backend="trt", precision="fp16", batch_size=32, device="cuda")
+
+    assert case.key == "substructure/resnet18/trt/fp16/b32/cuda/t2/default"
+
+
+def test_worker_key_leaves_out_batch_and_machine() -> None:
+    assert make_case(batch_size=32).worker_key == make_case(batch_size=1).worker_key
+
+
+def test_record_survives_json() -> None:
+    record = make_record(make_case())
+
+    assert from_json(RunRecord, to_json(record)) == record
+
+
+def test_skipped_record_survives_json() -> None:
+    record = make_record(make_case(), status="skipped", timing=None, measurement=None, parity=None, converged=None)
+
+    assert from_json(RunRecord, to_json(record)) == record
+
+
+def test_record_is_one_line() -> None:
+    assert "\n" not in to_json(make_record(make_case(), reason="first\nsecond"))
+
+
+def test_nan_is_null_in_json_and_nan_again_when_read() -> None:
+    parity = Parity(images=256, error=math.nan, tolerance=None, passed=False)
+
+    line = to_json(parity)
+
+    assert json.loads(line)["error"] is None
+    assert math.isnan(from_json(Parity, line).error)
+
+
+def test_unknown_field_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a Parity.*colour"):
+        from_json(Parity, '{"images":1,"error":0.0,"tolerance":null,"passed":true,"colour":"red"}')
+
+
+def test_missing_field_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a Case.*threads"):
+        from_json(
+            Case,
+            '{"task":"t","architecture":"a","backend":"b","precision":"fp32","batch_size":1,"device":"cpu"}',
+        )
+
+
+def test_lines_come_back_in_the_order_written(tmp_path: Path) -> None:
+    records = [make_record(make_case(batch_size=size)) for size in (1, 2, 4)]
+
+    for record in records:
+        append_line(tmp_path / "records.jsonl", record)
+
+    assert list(read_lines(tmp_path / "records.jsonl", RunRecord)) == records
+
+
+def test_torn_last_line_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    append_line(path, make_record(make_case()))
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(to_json(make_record(make_case(batch_size=2)))[:50])
+
+    assert len(list(read_lines(path, RunRecord))) == 1
+
+
+def test_damaged_line_before_the_last_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    good = to_json(make_record(make_case()))
+    path.write_text(f"{good}\n{good[:50]}\n{good}\n", encoding="utf-8")
+
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 2"):
+        list(read_lines(path, RunRecord))

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from bench.records import Timing
+from bench.statistic import (
+    FEWEST_SAMPLES,
+    counted_samples,
+    half_width,
+    judge,
+    latency_p50,
+    latency_percentile,
+    throughput,
+)
+from tests.bench.sample_run import make_timing
+
+EVIDENCE = {"precision": "fp32"}
+
+
+def test_point_is_the_median_of_all_accepted_samples() -> None:
+    timing = make_timing([[1.0, 2.0, 9.0], [3.0, 4.0], [100.0]], rejected=[2])
+
+    assert latency_p50(timing).point == 3.0
+
+
+def test_interval_is_a_t_interval_on_log_block_medians() -> None:
+    # Log medians are -1, 0 and 1: their mean is 0 and their standard deviation 1.
+    timing = make_timing([[math.exp(-1)], [1.0], [math.exp(1)]])
+    width = stats.t.ppf(0.975, df=2) / math.sqrt(3)
+
+    interval = latency_p50(timing)
+
+    assert interval.low == pytest.approx(math.exp(-width), rel=1e-12)
+    assert interval.high == pytest.approx(math.exp(width), rel=1e-12)
+
+
+def test_half_width_is_half_the_interval_over_its_point() -> None:
+    timing = make_timing([[1.0, 1.1], [1.2], [1.3, 1.0]])
+    interval = latency_p50(timing)
+
+    assert half_width(timing) == pytest.approx((interval.high - interval.low) / (2 * interval.point), rel=1e-12)
+
+
+def test_one_block_has_a_point_and_no_interval() -> None:
+    interval = latency_p50(make_timing([[0.5, 0.5]]))
+
+    assert interval.point == 0.5
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+
+
+def test_no_sample_has_no_latency() -> None:
+    assert math.isnan(latency_p50(make_timing([])).point)
+
+
+def test_figures_come_from_all_blocks_where_none_was_accepted() -> None:
+    timing = make_timing([[1.0], [3.0]], rejected=[0, 1])
+
+    assert latency_p50(timing).point == 2.0
+
+
+def test_rejected_blocks_give_no_sample() -> None:
+    timing = make_timing([[1.0], [3.0], [5.0]], rejected=[1])
+
+    assert counted_samples(timing).tolist() == [1.0, 5.0]
+
+
+def log_samples(generator: np.random.Generator, shape: tuple[int, int, int], correlation: float) -> NDArray[np.float64]:
+    """Return log latencies (runs, blocks, calls) with median 0; calls of a block follow an AR(1)."""
+    noise = generator.standard_normal(shape)
+    samples = np.empty(shape)
+    samples[..., 0] = noise[..., 0]
+    for call in range(1, shape[-1]):
+        samples[..., call] = correlation * samples[..., call - 1] + math.sqrt(1 - correlation**2) * noise[..., call]
+    return 0.05 * samples
+
+
+def coverage(samples: NDArray[np.float64]) -> float:
+    """Return in what share of the runs the interval holds the true median, 1."""
+    intervals = [latency_p50(make_timing(np.exp(run).tolist())) for run in samples]
+    return float(np.mean([interval.low <= 1.0 <= interval.high for interval in intervals]))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_interval_covers_the_true_median_in_95_of_100_runs(correlation: float) -> None:
+    samples = log_samples(np.random.default_rng(20260101), (1500, 8, 40), correlation)
+
+    # 1,500 runs at 95 % have a standard error of 0.6 %; the tolerance is 3.5 of them.
+    assert coverage(samples) == pytest.approx(0.95, abs=0.02)
+
+
+def test_calls_as_units_would_cover_far_less_when_they_are_correlated() -> None:
+    samples = log_samples(np.random.default_rng(20260101), (1500, 8, 40), 0.9)
+    calls = samples.reshape(1500, 320, 1)
+
+    assert coverage(calls) < 0.65
+
+
+@pytest.mark.parametrize(("percent", "fewest"), FEWEST_SAMPLES.items())
+def test_fewest_samples_leave_two_beyond_the_percentile_with_99_percent(percent: int, fewest: int) -> None:
+    beyond = 1 - percent / 100
+
+    assert stats.binom.cdf(1, fewest, beyond) <= 0.01
+    assert stats.binom.cdf(1, fewest - 1, beyond) > 0.01
+
+
+@pytest.mark.parametrize(("percent", "fewest"), FEWEST_SAMPLES.items())
+def test_percentile_needs_its_fewest_samples(percent: int, fewest: int) -> None:
+    assert latency_percentile(make_timing([[0.1] * (fewest - 1)]), percent) is None
+    assert latency_percentile(make_timing([[0.1] * fewest]), percent) == 0.1
+
+
+def test_percentile_keeps_the_whole_tail() -> None:
+    timing = make_timing([[float(value) for value in range(1, 101)]])
+
+    assert latency_percentile(timing, 90) == 90.0
+
+
+def test_throughput_is_images_over_wall_time() -> None:
+    timing = make_timing([[0.1, 0.3], [0.4], [99.0]], rejected=[2])
+
+    assert throughput(timing, 32) == pytest.approx(3 * 32 / 0.8, rel=1e-12)
+
+
+def steady_timing(blocks: int = 4, **changes: object) -> Timing:
+    return make_timing([[0.1] * 5] * blocks, **changes)  # type: ignore[arg-type]  # a test names its own fields
+
+
+def test_steady_timing_is_valid() -> None:
+    assert judge(steady_timing(required_blocks=4), EVIDENCE, "fp32") == "valid"
+
+
+def test_named_fallback_is_a_fallback() -> None:
+    evidence = {**EVIDENCE, "fallback": "3 nodes on the CPU provider"}
+
+    assert judge(steady_timing(), evidence, "fp32") == "fallback"
+
+
+def test_another_precision_is_a_fallback() -> None:
+    assert judge(steady_timing(), EVIDENCE, "bf16") == "fallback"
+
+
+def test_fallback_outranks_contended() -> None:
+    timing = steady_timing(rejected=range(4))
+
+    assert judge(timing, EVIDENCE, "bf16") == "fallback"
+
+
+def test_too_few_blocks_beside_rejected_ones_is_contended() -> None:
+    timing = steady_timing(rejected=[0], required_blocks=4)
+
+    assert judge(timing, EVIDENCE, "fp32") == "contended"
+
+
+def test_enough_blocks_beside_rejected_ones_is_valid() -> None:
+    timing = steady_timing(rejected=[0], required_blocks=3)
+
+    assert judge(timing, EVIDENCE, "fp32") == "valid"
+
+
+def test_too_few_blocks_with_none_rejected_is_undersampled() -> None:
+    assert judge(steady_timing(required_blocks=5), EVIDENCE, "fp32") == "undersampled"
+
+
+def test_warmup_that_never_settled_is_unstable() -> None:
+    assert judge(steady_timing(settled=False), EVIDENCE, "fp32") == "unstable"
+
+
+@pytest.mark.parametrize(("spread", "validity"), [(0.04, "valid"), (0.06, "unstable")])
+def test_interval_wider_than_five_percent_is_unstable(spread: float, validity: str) -> None:
+    # Two log medians at +-a have the half-width t * a, with t = 12.7062 at one degree of freedom.
+    offset = math.asinh(spread) / stats.t.ppf(0.975, df=1)
+    timing = make_timing([[math.exp(-offset)], [math.exp(offset)]])
+
+    assert judge(timing, EVIDENCE, "fp32") == validity

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.tensorrt_build import BuildArguments, EngineHost, engine_key, failure, read_plan, write_plan
+
+ARGUMENTS = BuildArguments(batch_size=32, tf32=False)
+HOST = EngineHost(tensorrt="11.4.0.106", gpu="NVIDIA H100", compute_capability=(9, 0), driver="580.65.06")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("b" * 64, ARGUMENTS, HOST),
+        ("a" * 64, replace(ARGUMENTS, batch_size=1), HOST),
+        ("a" * 64, replace(ARGUMENTS, tf32=True), HOST),
+        ("a" * 64, replace(ARGUMENTS, optimization_level=5), HOST),
+        ("a" * 64, replace(ARGUMENTS, workspace_bytes=1 << 30), HOST),
+        ("a" * 64, ARGUMENTS, replace(HOST, tensorrt="10.16.1.11")),
+        ("a" * 64, ARGUMENTS, replace(HOST, gpu="NVIDIA H200")),
+        ("a" * 64, ARGUMENTS, replace(HOST, compute_capability=(10, 0))),
+        ("a" * 64, ARGUMENTS, replace(HOST, driver="580.65.07")),
+    ],
+)
+def test_engine_key_changes_with_every_ingredient(changed: tuple[str, BuildArguments, EngineHost]) -> None:
+    assert engine_key(*changed) != engine_key("a" * 64, ARGUMENTS, HOST)
+
+
+def test_engine_key_is_the_same_for_the_same_ingredients() -> None:
+    assert engine_key("a" * 64, replace(ARGUMENTS), replace(HOST)) == engine_key("a" * 64, ARGUMENTS, HOST)
+
+
+def test_kept_plan_is_read_back(tmp_path: Path) -> None:
+    write_plan(tmp_path / "k.plan", b"plan")
+
+    assert read_plan(tmp_path / "k.plan") == b"plan"
+
+
+def test_damaged_plan_is_not_read(tmp_path: Path) -> None:
+    write_plan(tmp_path / "k.plan", b"plan")
+    (tmp_path / "k.plan").write_bytes(b"pl")
+
+    assert read_plan(tmp_path / "k.plan") is None
+
+
+def test_plan_without_a_digest_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "k.plan").write_bytes(b"plan")
+
+    assert read_plan(tmp_path / "k.plan") is None
+
+
+def test_writing_a_plan_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    write_plan(tmp_path / "k.plan", b"plan")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["k.plan", "k.plan.sha256"]
+
+
+def test_failure_quotes_the_last_messages_of_tensorrt() -> None:
+    error = failure("build an engine", ["first", "second", "third", "fourth"])
+
+    assert str(error) == "TensorRT could not build an engine: second; third; fourth"

@@ -1,0 +1,96 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lensing_models.losses import focal_loss, standardised_mse, task_loss
+from lensing_models.network import LensNetwork
+from lensing_models.registry import find_task
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.arange(16) % 3
+
+
+def network_with_scale(scale: float) -> LensNetwork:
+    network = LensNetwork(torch.nn.Identity(), image_size=4, input_size=4, output_count=1)
+    network.output_scale.fill_(scale)
+    return network
+
+
+def test_classification_loss_is_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    loss = task_loss(find_task("substructure"), network_with_scale(1.0), logits, labels)
+
+    expected = -torch.log(torch.softmax(logits, dim=1)[torch.arange(16), labels]).mean()
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_regression_loss_counts_in_standard_deviations_of_the_labels() -> None:
+    predicted, true = torch.tensor([[-1.0], [-1.4]]), torch.tensor([-1.2, -1.2])
+
+    loss = task_loss(find_task("halo_mass"), network_with_scale(0.1), predicted, true)
+
+    assert loss.item() == pytest.approx((2**2 + 2**2) / 2, rel=1e-5)
+
+
+def test_predicting_the_mean_costs_one() -> None:
+    true = torch.tensor([-1.0, -1.2, -1.7, -1.1])
+
+    loss = standardised_mse(true.mean().expand(4), true, true.std(correction=0))
+
+    assert loss.item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_focal_loss_with_gamma_zero_is_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    expected = functional.cross_entropy(logits, labels)
+
+    assert focal_loss(logits, labels, gamma=0.0).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
+def test_focal_loss_of_equal_logits_has_a_closed_form(gamma: float) -> None:
+    loss = focal_loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), gamma=gamma)
+
+    assert loss.item() == pytest.approx((2 / 3) ** gamma * math.log(3), rel=1e-5)
+
+
+def test_focal_loss_weighs_each_image_by_the_alpha_of_its_class() -> None:
+    alpha = torch.tensor([1.0, 10.0, 100.0])
+
+    loss = focal_loss(torch.zeros(3, 3), torch.tensor([0, 1, 1]), gamma=1.0, alpha=alpha)
+
+    assert loss.item() == pytest.approx((1 + 10 + 10) / 3 * (2 / 3) * math.log(3), rel=1e-5)
+
+
+def test_focal_loss_hardly_counts_an_image_that_is_right() -> None:
+    sure = torch.tensor([[6.0, 0.0, 0.0]])
+
+    ratio = focal_loss(sure, torch.tensor([0])) / functional.cross_entropy(sure, torch.tensor([0]))
+
+    assert ratio.item() == pytest.approx((2 / (math.exp(6) + 2)) ** 2, rel=1e-3)
+
+
+def test_focal_loss_has_a_finite_gradient_where_an_image_is_certain() -> None:
+    certain = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+
+    focal_loss(certain, torch.tensor([0])).backward()
+
+    assert certain.grad is not None
+    assert torch.isfinite(certain.grad).all()
+
+
+def test_focal_loss_refuses_a_negative_gamma(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="gamma is -1"):
+        focal_loss(logits, labels, gamma=-1)
+
+
+def test_focal_loss_refuses_an_alpha_for_other_classes(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"alpha has shape \(2,\)"):
+        focal_loss(logits, labels, alpha=torch.ones(2))

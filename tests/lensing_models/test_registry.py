@@ -1,0 +1,62 @@
+import pytest
+
+from lensing_models.registry import explain_unknown, find_architecture, find_task, select_pairs, split_names
+
+PUBLISHED = {
+    (task, model)
+    for task in ("halo_mass", "substructure")
+    for model in ("mobilenetv3_small", "resnet18", "efficientnet_b5")
+}
+
+
+def names(models: str, tasks: str) -> list[tuple[str, str]]:
+    return [(task.name, architecture.name) for task, architecture in select_pairs(models, tasks)]
+
+
+def test_all_with_all_is_the_published_pairs_of_the_lensing_tasks() -> None:
+    assert set(names("all", "all")) >= PUBLISHED
+    assert ("substructure", "resnet34") not in names("all", "all")
+
+
+def test_a_pair_that_is_not_published_counts_when_both_sides_are_named() -> None:
+    assert names("resnet34", "substructure") == [("substructure", "resnet34")]
+
+
+def test_a_model_named_alone_gives_its_published_tasks() -> None:
+    assert names("resnet18", "all") == [("halo_mass", "resnet18"), ("substructure", "resnet18")]
+
+
+def test_pairs_come_in_the_order_of_tasks_then_of_rows() -> None:
+    assert names("resnet18,mobilenetv3_small", "substructure") == [
+        ("substructure", "mobilenetv3_small"),
+        ("substructure", "resnet18"),
+    ]
+
+
+def test_a_name_given_twice_counts_once() -> None:
+    assert names("resnet18, resnet18", "halo_mass") == [("halo_mass", "resnet18")]
+
+
+def test_an_unknown_model_is_named_with_the_known_ones_and_the_nearest() -> None:
+    with pytest.raises(LookupError, match=r"unknown model 'resnet19'; known: .*resnet34\. Did you mean 'resnet18'\?"):
+        select_pairs("resnet19", "all")
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(LookupError, match=r"unknown task 'halomass'.*'halo_mass'"):
+        select_pairs("all", "halomass")
+
+
+def test_a_name_that_is_near_none_gets_no_suggestion() -> None:
+    assert "Did you mean" not in explain_unknown("model", "zzz", ["resnet18"])
+
+
+def test_an_empty_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="no model named"):
+        split_names("model", " , ", ["resnet18"])
+
+
+@pytest.mark.parametrize("find", [find_task, find_architecture])
+def test_finding_an_unknown_name_raises(find) -> None:
+    with pytest.raises(LookupError, match="unknown"):
+        find("nothing")
