@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from bench.table import Row
+from bench.table import Place, Row
 
 # Shown beside a task's primary metric where the task has them; `table.csv` holds all.
 SHOWN_QUALITY = ("auc", "accuracy", "mse", "r2")
@@ -62,6 +62,12 @@ def shown_quality(rows: Iterable[Row]) -> list[str]:
     primary = [record.primary_metric for record in records if record.primary_metric]
     wanted = dict.fromkeys((*primary, *SHOWN_QUALITY))
     return [name for name in wanted if any(name in record.quality for record in records)]
+
+
+def machine(place: Place) -> str:
+    """Return device and threads, e.g. ``cpu, 2 threads``."""
+    _, device, threads = place
+    return f"{device}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def network(row: Row) -> str:

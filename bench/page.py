@@ -34,8 +34,7 @@ def render_page(report: Report, picture: str | None) -> str:
     if picture:
         parts.append(f"![Quality against latency, one panel a task and batch size]({picture})")
     for place, rows in group_by_place(report.rows.values()).items():
-        task, device, threads = place
-        parts.append(f"## {task} ({device}, {threads} {'thread' if threads == 1 else 'threads'})")
+        parts.append(f"## {place[0]} ({cell.machine(place)})")
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
     parts += [NOTES, _measured(report)]
     return "\n\n".join(parts) + "\n"

@@ -80,8 +80,7 @@ def _draw_panel(axes: Axes, report: Report, found: Frontier, styles: _Styles) ->
     _set_log_axis(axes, "x", [1e3 * row.cost["latency_p50_s"] for row in drawn])
     _set_quality_axis(axes, found, [row.quality(found.y.name) for row in drawn])
     _draw_frontier(axes, [report.rows[key] for key in found.keys], found)
-    task, device, threads = found.place
-    axes.set_title(f"{task}, batch {batch_size} ({device}, {threads} threads)", fontsize=9, loc="left")
+    axes.set_title(f"{found.place[0]}, batch {batch_size} ({cell.machine(found.place)})", fontsize=9, loc="left")
     axes.set_xlabel("latency p50 [ms]", fontsize=9)
     axes.set_ylabel(cell.label(found.y.name), fontsize=9)
     axes.tick_params(labelsize=8)

@@ -61,16 +61,14 @@ def write_report(run_folder: Path) -> list[Path]:
 
 def print_tables(report: Report, console: Console) -> None:
     """Print a compact table of each task to *console*; rows on the frontier stand out."""
-    for (task, device, threads), rows in group_by_place(report.rows.values()).items():
+    for place, rows in group_by_place(report.rows.values()).items():
         shown = by_batch_and_latency(rows)
         if shown:
-            console.print(_terminal_table(f"{task} ({device}, {threads} threads)", shown))
+            console.print(_terminal_table(f"{place[0]} ({cell.machine(place)})", shown))
         counts = {status: sum(row.record.status == status for row in rows) for status in ("skipped", "failed")}
         for status, count in counts.items():
             if count:
-                console.print(
-                    f"{task}: {count} {status}, with {'its reason' if count == 1 else 'reasons'} in report.md"
-                )
+                console.print(f"{place[0]}: {count} {status}; see report.md for the reason")
 
 
 def main(argv: Sequence[str]) -> int:

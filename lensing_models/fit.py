@@ -324,7 +324,7 @@ def _score(job: Job, network: LensNetwork) -> Card:
         task=job.task.name,
         architecture=job.architecture.name,
         recipe_digest=job.store.recipe_digest,
-        sky=job.store.manifest.recipe.sky,
+        sky=job.store.sky,
         preset=job.preset.name,
         seed=job.seed,
         steps=job.steps,

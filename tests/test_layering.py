@@ -14,7 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for package in ("bench", "lensing_models") for path in (ROOT / package).rglob("*.py"))
 BACKENDS = sorted(path for path in (ROOT / "bench" / "backends").glob("*.py") if path.stem not in {"__init__", "base"})
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt", "timm", "lightning")
-TELLING = ("bench.records", "bench.metrics", "bench.statistic", "bench.pareto", "bench.report", "bench.run", "bench.plan")
+TELLING = (
+    "bench.records",
+    "bench.metrics",
+    "bench.statistic",
+    "bench.pareto",
+    "bench.report",
+    "bench.run",
+    "bench.plan",
+)
 BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export"}
 #: The builder of TensorRT engines is that backend's own second module.
 OWN_MODULE = {"tensorrt_engine": {"bench.tensorrt_build"}}

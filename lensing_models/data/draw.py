@@ -71,7 +71,7 @@ def _draw_vortex(sky: Sky, rng: np.random.Generator) -> dict[str, float]:
         "vortex_theta_E": sky.theta_E_of(mass),
         "mass_fraction": mass / sky.halo_mass,
         "log10_axion_mass": log10_axion_mass,
-        # Half the de Broglie scale of the authors' code: 0.03 arcsec at 1e-22 eV, 3 arcsec at 1e-24 eV.
+        # The authors' code: half the length is 0.03 arcsec at 1e-22 eV and 3 arcsec at 1e-24 eV.
         "vortex_length": 2 * 0.03 * 10 ** (-22 - log10_axion_mass),
         "vortex_angle": float(rng.uniform(0, 2 * math.pi)),
     }
@@ -82,7 +82,7 @@ def expose(image: NDArray[np.floating], lens: Lens, rng: np.random.Generator) ->
 
     A rate is the image plus Gaussian noise of variance |image| / exposure + background_rms^2; the
     counts are Poisson with mean rate x exposure, or 0 where that is negative. So shot noise enters
-    twice and half of the empty sky has no count, as in the published images.
+    twice, and half of the empty sky has no count at all.
 
     Args:
         image: Noiseless image [counts/s/px].

@@ -87,7 +87,8 @@ def simulate_dataset(
                 progress(len(rows), chunks[-1].row + chunks[-1].stop - chunks[-1].start)
         return pd.DataFrame(rows)
 
-    about = f"Simulated strong lenses, not observations. Sky: {SKIES[sky].source}. Task: {task.source}."
+    physics = SKIES[sky]
+    about = f"Simulated lenses, not observations. Sky: {physics.source}. {physics.limits} Task after: {task.source}."
     return write_store(folder, recipe, fill, about=about)
 
 

@@ -49,7 +49,8 @@ class Sky:
         subhalo_radius: Distance of a subhalo from the centre [arcsec].
         vortex_mass: Mass of a vortex [Msun].
         log10_axion_mass: log10 of the axion mass [eV], from which the vortex has its length.
-        source: Where the numbers come from, and what is known to be odd about them.
+        source: Where the numbers come from.
+        limits: What the images cannot tell; it stands on the card of every data set.
     """
 
     name: str
@@ -78,12 +79,13 @@ class Sky:
     vortex_mass: Law
     log10_axion_mass: Law
     source: str
+    limits: str
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of every assumption; name and source are words, not assumptions."""
+        """Return the SHA-256 of every assumption; the words are none."""
         facts = dataclasses.asdict(self)
-        del facts["name"], facts["source"]
+        del facts["name"], facts["source"], facts["limits"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def theta_E_of(self, mass: float) -> float:  # noqa: N802  the field's symbol
@@ -123,7 +125,9 @@ SKIES: Mapping[str, Sky] = {
             subhalo_radius=Uniform(0.25, 2.0),
             vortex_mass=3e10,
             log10_axion_mass=Uniform(-24.0, -22.0),
-            source="DeepLenseSim, Model I, its luminosity distances and its twofold shot noise included",
+            source="DeepLenseSim, Model I, with its luminosity distances and its twofold shot noise",
+            limits="The main lens never varies, so that a lens without substructure is told by the size of its ring; "
+            "the shortest vortices are smaller than the PSF.",
         ),
     )
 }

@@ -46,12 +46,12 @@ def test_nan_is_null_in_json_and_nan_again_when_read() -> None:
 
 
 def test_unknown_field_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a Parity.*colour"):
+    with pytest.raises(ValueError, match=r"not a Parity.*colour"):
         from_json(Parity, '{"images":1,"error":0.0,"tolerance":null,"passed":true,"colour":"red"}')
 
 
 def test_missing_field_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a Case.*threads"):
+    with pytest.raises(ValueError, match=r"not a Case.*threads"):
         from_json(
             Case,
             '{"task":"t","architecture":"a","backend":"b","precision":"fp32","batch_size":1,"device":"cpu"}',

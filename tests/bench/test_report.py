@@ -36,14 +36,16 @@ def mass(backend: str, latency_s: float, mse: float) -> RunRecord:
 
 
 def skipped(backend: str, reason: str) -> RunRecord:
-    case = make_case(backend=backend)
-    return make_record(
-        case, status="skipped", reason=reason, validity="", timing=None, measurement=None, parity=None, quality={}
-    )
+    return unmeasured(backend, status="skipped", reason=reason)
 
 
 def failed(backend: str, reason: str) -> RunRecord:
-    return make_record(make_case(backend=backend), status="failed", reason=reason, validity="", timing=None, quality={})
+    return unmeasured(backend, status="failed", reason=reason)
+
+
+def unmeasured(backend: str, **changes: object) -> RunRecord:
+    nothing = {"validity": "", "timing": None, "measurement": None, "parity": None, "quality": {}, "quality_images": 0}
+    return make_record(make_case(backend=backend), **nothing, **changes)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

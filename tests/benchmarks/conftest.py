@@ -1,17 +1,16 @@
-"""What the benchmarks share: timed on demand only, and on every core alike."""
+"""What the benchmarks share: timed on demand only, the same threads for all, the load noted."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.plan import resolve_threads
-
-#: Every core that this process may use, for every runtime alike.
-THREADS = resolve_threads(None)
+from bench.measure import LoadMeter
+from tests.benchmarks import THREADS
 
 
 @pytest.fixture
@@ -21,10 +20,19 @@ def benchmark(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Be
     return benchmark
 
 
-@pytest.fixture(autouse=True)
-def all_threads() -> Iterator[None]:
-    """Give torch every core, and put its thread count back."""
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """Return the threads that every runtime gets; torch has them until the test ends."""
+    chosen = int(os.environ.get(THREADS, "1"))
     before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    yield
+    torch.set_num_threads(chosen)
+    yield chosen
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def foreign_load(benchmark: BenchmarkFixture, threads: int) -> Iterator[None]:
+    """Keep beside each timing how busy other processes were meanwhile."""
+    meter = LoadMeter([], threads)
+    yield
+    benchmark.extra_info["foreign_load"] = meter.read()

@@ -41,6 +41,7 @@ def skies() -> Iterator[Sky]:
         source_R=Uniform(0.2, 0.6),
         source_n=Uniform(0.7, 2.5),
         psf_fwhm=0.2,
+        log10_axion_mass=Uniform(-23.8, -23.5),  # rods of 2 to 4 arcsec, which cross the ring
     )
 
 

@@ -1,0 +1,163 @@
+"""An image depends on (sky, seed, split, index) alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lensing_models.data import simulate
+from lensing_models.data.simulate import ensure_dataset, make_recipe, simulate_dataset, simulate_images
+from lensing_models.data.sky import SKIES
+from lensing_models.data.store import Store
+from lensing_models.preset import PRESETS, Split
+from lensing_models.registry import find_task
+from tests.lensing_models.data.conftest import SIZES
+
+SUBSTRUCTURE, HALO_MASS = find_task("substructure"), find_task("halo_mass")
+MODEL_I = SKIES["model_i"]
+TINY = dataclasses.replace(PRESETS["quick"], split={"default": Split(train=3, validation=0, test=3)})
+
+
+@settings(max_examples=5, deadline=None)
+@given(order=st.permutations(range(6)), size=st.sampled_from([1, 3, 8]))
+def test_an_image_does_not_depend_on_what_is_made_beside_it(store: Store, order: list[int], size: int) -> None:
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+
+    images = np.concatenate([simulate_images(SUBSTRUCTURE, MODEL_I, "test", chunk, seed=3)[0] for chunk in chunks])
+
+    np.testing.assert_array_equal(images, store.counts(store.indices("test")[order]))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_a_store_has_the_same_bytes_for_any_chunk(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(simulate, "CHUNK_IMAGES", chunk)
+
+    again = simulate_dataset(SUBSTRUCTURE, SIZES, tmp_path / "again", seed=3)
+
+    assert again.manifest == store.manifest
+
+
+def test_a_store_has_the_same_bytes_for_two_workers(store: Store, tmp_path: Path) -> None:
+    again = simulate_dataset(SUBSTRUCTURE, SIZES, tmp_path / "again", seed=3, workers=2)
+
+    assert again.manifest == store.manifest
+
+
+def test_a_smaller_split_begins_a_larger_one(store: Store, tmp_path: Path) -> None:
+    small = simulate_dataset(SUBSTRUCTURE, Split(train=0, validation=0, test=2), tmp_path / "small", seed=3)
+
+    np.testing.assert_array_equal(small.counts(np.arange(2)), store.counts(store.indices("test")[:2]))
+
+
+def test_no_image_is_in_two_splits(store: Store) -> None:
+    images = store.counts(np.arange(len(store.catalog)))
+
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
+
+
+def test_another_seed_gives_other_images(store: Store) -> None:
+    images, _ = simulate_images(SUBSTRUCTURE, MODEL_I, "test", range(6), seed=4)
+
+    assert not any(np.array_equal(*pair) for pair in zip(images, store.counts(store.indices("test")), strict=True))
+
+
+def test_classes_come_in_equal_parts(store: Store) -> None:
+    assert np.bincount(store.labels("train")).tolist() == [3, 3, 3]
+
+
+def test_a_label_is_the_place_of_its_class(store: Store) -> None:
+    names = [SUBSTRUCTURE.classes[label] for label in store.catalog["label"]]
+
+    assert names == store.catalog["class"].tolist()
+
+
+def test_labels_of_a_regression_are_the_true_values(tmp_path: Path) -> None:
+    store = simulate_dataset(HALO_MASS, Split(train=4, validation=0, test=0), tmp_path / "mass")
+
+    np.testing.assert_array_equal(store.labels("train"), store.catalog["subhalo_mass"] / 1e12)
+
+
+def test_every_label_of_a_regression_is_valid() -> None:
+    _, rows = simulate_images(HALO_MASS, MODEL_I, "train", range(30))
+    low, high = HALO_MASS.targets[0].valid
+
+    assert all(low <= row["label"] <= high for row in rows)
+
+
+def test_the_brightest_pixel_stands_out_of_the_noise(store: Store) -> None:
+    catalog = store.catalog
+    peaks = store.counts(np.arange(len(catalog))).max(axis=(1, 2, 3))
+
+    # The rms of the background is 0.01 counts/s; a peak of about 21 of it is the authors' setting.
+    assert np.median(peaks / (catalog["exposure"] * catalog["background_rms"])) == pytest.approx(21, rel=0.3)
+
+
+def test_the_progress_ends_at_the_total(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+
+    simulate_dataset(
+        HALO_MASS,
+        Split(train=25, validation=0, test=2),
+        tmp_path / "mass",
+        progress=lambda done, total: calls.append((done, total)),
+    )
+
+    assert calls == [(24, 27), (25, 27), (27, 27)]
+
+
+def test_data_in_the_cache_are_not_made_again(tmp_path: Path) -> None:
+    first = ensure_dataset(SUBSTRUCTURE, TINY, tmp_path)
+    before = (first.folder / "images.npy").stat().st_mtime_ns
+
+    again = ensure_dataset(SUBSTRUCTURE, TINY, tmp_path)
+
+    assert (again.folder / "images.npy").stat().st_mtime_ns == before
+
+
+def test_damaged_data_in_the_cache_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = ensure_dataset(SUBSTRUCTURE, TINY, tmp_path)
+    (first.folder / "catalog.parquet").write_bytes(b"")
+
+    with caplog.at_level(logging.WARNING):
+        again = ensure_dataset(SUBSTRUCTURE, TINY, tmp_path)
+
+    assert again.manifest == first.manifest
+    assert "catalog.parquet" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sky_digest": "other"}, {"seed": 1}, {"simulator": 2}, {"task": "other"}, {"image_shape": (1, 64, 64)}]
+)
+def test_whatever_decides_the_data_is_in_the_digest(changes: dict[str, object]) -> None:
+    recipe = make_recipe(SUBSTRUCTURE, SIZES)
+
+    assert dataclasses.replace(recipe, **changes).digest != recipe.digest
+
+
+def test_an_unknown_sky_names_the_nearest() -> None:
+    with pytest.raises(LookupError, match="Did you mean 'model_i'"):
+        make_recipe(SUBSTRUCTURE, SIZES, sky="model_1")
+
+
+def test_a_task_that_is_not_about_lenses_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not about"):
+        make_recipe(dataclasses.replace(SUBSTRUCTURE, lens_classes=("spiral",)), SIZES)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (-1, 2, 3)])
+def test_sizes_that_make_no_sense_are_refused(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="sizes must not be"):
+        make_recipe(SUBSTRUCTURE, Split(train=sizes[0], validation=sizes[1], test=sizes[2]))
+
+
+def test_no_workers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        simulate_dataset(SUBSTRUCTURE, SIZES, tmp_path / "new", workers=0)

@@ -1,0 +1,141 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lensing_models.checkpoint import write_checkpoint
+from lensing_models.data.simulate import simulate_dataset
+from lensing_models.data.store import Store
+from lensing_models.evaluate import bootstrap, main, open_task_store, predict
+from lensing_models.network import LensNetwork
+from lensing_models.preset import Split
+from lensing_models.registry import find_architecture, find_task
+from tests.lensing_models.test_checkpoint import CARD
+
+MASS = find_task("halo_mass")
+CLASSES = find_task("substructure")
+
+
+class Brightness(torch.nn.Module):
+    """A backbone that puts out the mean of the image: an oracle by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(1, 2, 3))[:, None]
+
+
+@pytest.fixture(scope="module")
+def mass_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("data") / "halo_mass"
+    return simulate_dataset(MASS, Split(train=2, validation=2, test=12), folder)
+
+
+@pytest.fixture
+def network() -> LensNetwork:
+    return LensNetwork(Brightness(), image_size=150, input_size=150, output_count=1)
+
+
+def test_predictions_follow_the_order_of_the_indices(network: LensNetwork, mass_store: Store) -> None:
+    rows = mass_store.indices("test")[::-1]
+    counts = mass_store.counts(rows)
+    low, high = counts.min(axis=(1, 2, 3)), counts.max(axis=(1, 2, 3))
+    expected = (counts.mean(axis=(1, 2, 3), dtype=np.float64) - low) / (high - low)
+
+    outputs = predict(network, mass_store, rows, batch_size=5)
+
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs[:, 0], expected, rtol=1e-5)
+
+
+def test_predicting_restores_the_mode(network: LensNetwork, mass_store: Store) -> None:
+    network.train()
+
+    predict(network, mass_store, mass_store.indices("test")[:1])
+
+    assert network.training
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    errors = np.random.default_rng(0).normal(0.01, 0.002, size=400)
+    labels = np.full(400, 0.05)
+
+    low, high = bootstrap(MASS, np.log10(labels + errors)[:, None], labels, resamples=4000)["bias"]
+
+    expected = stats.norm.interval(0.95, loc=errors.mean(), scale=errors.std() / np.sqrt(400))
+    assert (low, high) == pytest.approx(expected, abs=1e-5)
+
+
+def test_intervals_are_a_function_of_the_seed() -> None:
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.normal(size=(50, 3)), rng.integers(3, size=50)
+
+    assert bootstrap(CLASSES, outputs, labels, resamples=20) == bootstrap(CLASSES, outputs, labels, resamples=20)
+    assert bootstrap(CLASSES, outputs, labels, resamples=20) != bootstrap(
+        CLASSES, outputs, labels, resamples=20, seed=1
+    )
+
+
+def test_a_resample_without_a_class_is_left_out() -> None:
+    outputs = np.random.default_rng(0).normal(size=(6, 3))
+
+    low, high = bootstrap(CLASSES, outputs, np.array([0, 0, 1, 1, 2, 2]), resamples=200)["auc"]
+
+    assert 0 <= low < high <= 1
+
+
+def test_a_metric_that_is_never_defined_has_no_interval() -> None:
+    intervals = bootstrap(CLASSES, np.zeros((4, 3)), np.zeros(4, dtype=np.int64), resamples=10)
+
+    assert np.isnan(intervals["auc"]).all()
+
+
+def test_a_store_is_found_in_a_folder_of_one_for_each_task(mass_store: Store) -> None:
+    folder = mass_store.folder
+
+    assert open_task_store(folder, "halo_mass").recipe_digest == mass_store.recipe_digest
+    assert open_task_store(folder.parent, "halo_mass").recipe_digest == mass_store.recipe_digest
+
+
+def test_a_store_of_another_task_is_refused(mass_store: Store) -> None:
+    with pytest.raises(ValueError, match="holds 'halo_mass', not 'substructure'"):
+        open_task_store(mass_store.folder, "substructure")
+
+
+def test_no_store_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no data set for halo_mass .* python -m lensing_models\.data"):
+        open_task_store(tmp_path, "halo_mass")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return write_checkpoint(find_architecture(CARD.architecture).build(MASS), tmp_path, CARD)
+
+
+def test_the_command_prints_each_metric_with_its_interval(
+    checkpoint: Path, mass_store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(checkpoint), "--data", str(mass_store.folder), "--threads", "2"]) == 0
+
+    printed = capsys.readouterr().out
+    assert f"halo_mass/mobilenetv3_small (unconverged), {len(mass_store.indices('test'))} test images" in printed
+    assert "other data than it was fitted on" in printed
+    lines = {line.split()[0]: line for line in printed.splitlines()}
+    assert all(" to " in lines[name] for name in MASS.metrics)
+
+
+def test_a_missing_checkpoint_is_one_line_with_exit_code_2() -> None:
+    command = [sys.executable, "-m", "lensing_models.evaluate", "nowhere.safetensors", "--data", "."]
+
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: no checkpoint nowhere.safetensors")
+    assert answer.stderr.count("\n") == 1

@@ -1,0 +1,198 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from lensing_models import fit as fitting
+from lensing_models.checkpoint import Card
+from lensing_models.data.preprocess import scale_to_unit
+from lensing_models.data.simulate import simulate_dataset
+from lensing_models.data.store import Store
+from lensing_models.evaluate import predict
+from lensing_models.fit import Epoch, Job, average_decay, chosen_precision, fit, learning_rate_share, turn
+from lensing_models.metrics import score
+from lensing_models.network import LensNetwork
+from lensing_models.preset import PRESETS, Split
+from lensing_models.registry import find_architecture, find_task
+from lensing_models.specs import ArchitectureSpec
+
+CLASSES, MASS = find_task("substructure"), find_task("halo_mass")
+SIZES = Split(train=36, validation=6, test=9)
+CAPPED = dataclasses.replace(PRESETS["quick"], name="tiny", epochs=3)
+WHOLE = dataclasses.replace(CAPPED, step_capped=False)
+SMALL = dataclasses.replace(find_architecture("mobilenetv3_small"), fit_batch_size=12, quick_steps=4)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return simulate_dataset(CLASSES, SIZES, tmp_path_factory.mktemp("data") / "substructure")
+
+
+@pytest.fixture(scope="module")
+def mass_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return simulate_dataset(MASS, SIZES, tmp_path_factory.mktemp("data") / "halo_mass")
+
+
+def make_job(store: Store, architecture: ArchitectureSpec = SMALL, **changes: object) -> Job:
+    task = find_task(store.task)
+    return dataclasses.replace(Job(task=task, architecture=architecture, store=store, preset=CAPPED, seed=0), **changes)
+
+
+@pytest.fixture(scope="module")
+def fitted(store: Store) -> tuple[LensNetwork, Card]:
+    return fit(CLASSES, SMALL, store, preset=CAPPED, seed=0, threads=1, device="cpu")
+
+
+def test_a_step_cap_ends_the_fit_and_leaves_it_unconverged(fitted: tuple[LensNetwork, Card]) -> None:
+    _, card = fitted
+
+    assert (card.steps, card.converged) == (4, False)
+    assert card.epochs == pytest.approx(4 / 3)
+
+
+def test_a_fit_that_runs_to_its_end_is_converged(mass_store: Store) -> None:
+    _, card = fit(MASS, SMALL, mass_store, preset=WHOLE, seed=0, threads=1, device="cpu")
+
+    assert (card.steps, card.epochs, card.converged) == (9, 3, True)
+    assert card.scored_images == {"validation": 6, "test": 9}
+
+
+def test_the_network_comes_back_in_evaluation_mode_rounded_to_fp16(fitted: tuple[LensNetwork, Card]) -> None:
+    network, _ = fitted
+
+    assert not network.training
+    wide = [value for value in network.parameters() if value.ndim >= 2]
+    assert all(torch.equal(value, value.half().float()) and value.is_contiguous() for value in wide)
+
+
+def test_the_card_says_what_the_rounded_weights_score(fitted: tuple[LensNetwork, Card], store: Store) -> None:
+    network, card = fitted
+
+    values = score(CLASSES, predict(network, store, store.indices("test")), store.labels("test"))
+
+    assert card.test == pytest.approx(values, abs=1e-4)
+    assert card.scored_images == {"validation": 6, "test": 9}
+
+
+def test_the_card_names_its_data(fitted: tuple[LensNetwork, Card], store: Store) -> None:
+    _, card = fitted
+
+    assert (card.recipe_digest, card.sky, card.preset, card.seed) == (store.recipe_digest, store.sky, "tiny", 0)
+    assert card.versions["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_same_seed_gives_the_same_weights(fitted: tuple[LensNetwork, Card], store: Store) -> None:
+    again, _ = fit(CLASSES, SMALL, store, preset=CAPPED, seed=0, threads=1, device="cpu")
+
+    first = fitted[0].state_dict()
+    assert all(torch.equal(value, first[name]) for name, value in again.state_dict().items())
+
+
+def test_a_fit_leaves_the_global_random_state_alone(store: Store) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+
+    fitting.new_network(make_job(store))
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_data_of_another_task_are_refused(mass_store: Store) -> None:
+    with pytest.raises(ValueError, match="holds 'halo_mass', not 'substructure'"):
+        fit(CLASSES, SMALL, mass_store, preset=CAPPED, seed=0, threads=1, device="cpu")
+
+
+def test_a_fit_that_diverges_is_named(store: Store) -> None:
+    wild = dataclasses.replace(SMALL, learning_rate=1e30)
+
+    with pytest.raises(ValueError, match=r"mobilenetv3_small diverged; lower its learning rate, now 1e\+30"):
+        fit(CLASSES, wild, store, preset=CAPPED, seed=0, threads=1, device="cpu")
+
+
+def test_the_output_scale_is_mean_and_spread_of_the_labels_in_log10(mass_store: Store) -> None:
+    log10 = np.log10(mass_store.labels("train"))
+
+    network = fitting.new_network(make_job(mass_store))
+
+    assert network.output_shift.item() == pytest.approx(log10.mean(), rel=1e-5)
+    assert network.output_scale.item() == pytest.approx(log10.std(), rel=1e-5)
+
+
+def test_batch_norm_holds_the_statistics_of_the_images_after_a_refresh(store: Store) -> None:
+    network = fitting.new_network(make_job(store))
+    rows = store.indices("train")[:8]
+    with torch.no_grad():
+        stem = network.backbone.conv_stem(scale_to_unit(store.counts(rows)))
+
+    fitting.refresh_batch_norm(network, store, rows)
+
+    torch.testing.assert_close(network.backbone.bn1.running_mean, stem.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(network.backbone.bn1.running_var, stem.var(dim=(0, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_shows_each_image_once_with_its_label(store: Store) -> None:
+    batches = list(Epoch(make_job(store), epoch=0))
+
+    assert [len(labels) for _, labels in batches] == [12, 12, 12]
+    # Turning an image moves its pixels but keeps their sorted values: a fingerprint.
+    originals = scale_to_unit(store.counts(store.indices("train"))).flatten(1).sort(dim=1).values
+    seen = torch.cat([images for images, _ in batches]).flatten(1).sort(dim=1).values
+    rows = torch.cdist(seen.double(), originals.double()).argmin(dim=1)
+    assert sorted(rows.tolist()) == list(range(36))
+    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.from_numpy(store.labels("train"))[rows])
+
+
+def test_an_epoch_is_a_function_of_seed_and_number(store: Store) -> None:
+    def first(seed: int, epoch: int) -> torch.Tensor:
+        return next(iter(Epoch(make_job(store, seed=seed), epoch)))[0]
+
+    assert torch.equal(first(0, 1), first(0, 1))
+    assert not torch.equal(first(0, 1), first(0, 2))
+    assert not torch.equal(first(0, 1), first(1, 1))
+
+
+def test_the_eight_turns_are_the_symmetries_of_the_square() -> None:
+    image = torch.arange(4.0).reshape(1, 1, 2, 2)
+
+    turned = turn(image.expand(8, 1, 2, 2), np.arange(8))
+
+    found = {tuple(corner.flatten().int().tolist()) for corner in turned}
+    # Corners 0 1 / 3 2 in order around the square, forwards and backwards.
+    ring = [0, 1, 3, 2]
+    rotations = {tuple(ring[(start + step * k) % 4] for k in range(4)) for start in range(4) for step in (1, -1)}
+    assert found == {(a, b, d, c) for a, b, c, d in rotations}
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+    shares = [learning_rate_share(step, 100) for step in range(101)]
+
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[9] == shares[10] == 1.0
+    assert shares[55] == pytest.approx(0.5)
+    assert shares[100] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("averaged", "expected"), [(1, 2 / 11), (90, 0.91), (10**6, 0.999)])
+def test_the_decay_of_the_average_ramps_up(averaged: int, expected: float) -> None:
+    assert average_decay(averaged) == pytest.approx(expected)
+
+
+def test_the_weight_average_of_a_short_fit_forgets_the_first_weights() -> None:
+    kept = np.prod([average_decay(step) for step in range(1, 100)])
+
+    assert kept < 1e-6
+
+
+def test_depthwise_networks_are_fitted_in_fp32_on_a_cpu() -> None:
+    assert chosen_precision(find_architecture("mobilenetv3_small").build(CLASSES), "cpu") == "32-true"
+
+
+def test_dense_networks_are_fitted_in_bf16_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = find_architecture("resnet18").build(CLASSES)
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert chosen_precision(network, "cpu") == "bf16-mixed"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert chosen_precision(network, "cpu") == "32-true"

@@ -1,0 +1,123 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lensing_models import train
+from lensing_models.checkpoint import checkpoint_path, read_card, verify_checkpoint, write_checkpoint
+from lensing_models.data.simulate import simulate_dataset
+from lensing_models.data.store import Store
+from lensing_models.preset import PRESETS, Split
+from lensing_models.registry import find_architecture, find_task
+from lensing_models.train import kept_card, main
+from tests.lensing_models.test_checkpoint import CARD
+
+MASS = find_task("halo_mass")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("data") / "halo_mass"
+    return simulate_dataset(MASS, Split(train=12, validation=4, test=4), folder)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make preset quick a single epoch of the tiny store."""
+    monkeypatch.setattr(train, "PRESETS", {"quick": dataclasses.replace(PRESETS["quick"], epochs=1)})
+
+
+@pytest.fixture
+def arguments(store: Store, tmp_path: Path) -> list[str]:
+    chosen = ["--models", "mobilenetv3_small", "--tasks", "halo_mass", "--device", "cpu", "--threads", "1"]
+    return [*chosen, "--data", str(store.folder.parent), "--out", str(tmp_path)]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, store: Store) -> Path:
+    """A checkpoint of preset quick, seed 0, that claims to be fitted on the store."""
+    torch.manual_seed(0)
+    network = find_architecture("mobilenetv3_small").build(MASS)
+    return write_checkpoint(network, tmp_path, dataclasses.replace(CARD, recipe_digest=store.recipe_digest, seed=0))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_network_is_fitted_written_and_told(
+    arguments: list[str], tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+
+    card = verify_checkpoint(checkpoint_path(tmp_path, "halo_mass", "mobilenetv3_small"))
+    assert (card.recipe_digest, card.preset, card.steps) == (store.recipe_digest, "quick", 1)
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"halo_mass/mobilenetv3_small: mse {card.test['mse']:.4g}")
+    assert "(unconverged, fitted; 4 test images)" in printed.out
+    assert "fit halo_mass/mobilenetv3_small: 1/1 validation mse" in printed.err
+
+
+def test_a_checkpoint_of_the_same_data_preset_and_seed_is_kept_and_said_so(
+    arguments: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = checkpoint.read_bytes()
+
+    assert main(arguments) == 0
+
+    assert checkpoint.read_bytes() == before
+    assert "(unconverged, kept; 30 test images)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_refit_fits_what_is_there(arguments: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--refit"]) == 0
+
+    assert read_card(checkpoint).steps == 1
+    assert "--refit; fitting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "value"), [("recipe_digest", "x"), ("preset", "standard"), ("seed", 9)])
+def test_a_checkpoint_of_other_circumstances_is_not_kept(checkpoint: Path, change: str, value: object) -> None:
+    wanted = {"recipe_digest": read_card(checkpoint).recipe_digest, "preset": "quick", "seed": 0, change: value}
+
+    assert kept_card(checkpoint, **wanted) == (None, f"another {change}")
+
+
+def test_a_damaged_checkpoint_is_not_kept(checkpoint: Path) -> None:
+    checkpoint.write_bytes(b"")
+
+    card, why = kept_card(checkpoint, read_card(checkpoint).recipe_digest, "quick", 0)
+
+    assert card is None
+    assert "damaged" in why
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "resnet19"], "Did you mean 'resnet18'?"),
+        (["--preset", "huge"], "invalid choice: 'huge'"),
+        (["--threads", "0"], "threads start at 1"),
+        (["--data", "nowhere"], "no data set for halo_mass"),
+    ],
+)
+def test_bad_arguments_are_one_line_with_exit_code_2(words: list[str], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lensing_models.train", "--tasks", "halo_mass", "--out", str(tmp_path), *words]
+
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert answer.returncode == 2
+    assert message in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+def test_wrong_names_are_refused_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from lensing_models.train import main\n"
+        "try: main(['--models', 'resnet19', '--out', '.'])\n"
+        "except LookupError: sys.exit('torch' in sys.modules)\n"
+        "sys.exit(3)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
