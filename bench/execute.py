@@ -129,14 +129,14 @@ class Execution:
         """
         opened: Opened = worker.ask("open", case.batch_size, PARITY_IMAGES)
         if opened.failure:
-            raise WrongOutputs(opened.failure, opened.parity)
+            raise WrongOutputsError(opened.failure, opened.parity)
         crew = Crew(worker=worker, opened=opened, batch_size=case.batch_size)
         if earlier:
             crew.quality, crew.quality_images = earlier.quality, earlier.quality_images
             return crew
         crew.quality, crew.quality_images, failure = worker.ask("score")
         if failure:
-            raise WrongOutputs(failure, opened.parity)
+            raise WrongOutputsError(failure, opened.parity)
         return crew
 
     def _run_group(self, name: str, cases: Sequence[Case], crews: Mapping[str, Crew]) -> None:
@@ -177,7 +177,12 @@ class Execution:
         """Return the anchor, started at its first use; None if it cannot run."""
         if self._anchor is None:
             anchor = replace(
-                case, architecture=ANCHOR_ARCHITECTURE, backend="eager", precision="fp32", batch_size=1, variant="anchor"
+                case,
+                architecture=ANCHOR_ARCHITECTURE,
+                backend="eager",
+                precision="fp32",
+                batch_size=1,
+                variant="anchor",
             )
             job = replace(self._job(case), case=anchor, checkpoint=None, reference=None)
             self._anchor = Member(case=anchor, worker=Worker(job))
@@ -254,7 +259,7 @@ class Execution:
         )
 
 
-class WrongOutputs(WorkerError):
+class WrongOutputsError(WorkerError):
     """A session's outputs are not those of the network."""
 
     def __init__(self, reason: str, parity: Parity | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,7 +106,7 @@ def _cached(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write
         if not path.exists():
             unfinished = path.with_name(f"{key}.unfinished{suffix}")
             write(unfinished)
-            os.replace(unfinished, path)
+            unfinished.replace(path)
     return path
 
 
@@ -124,7 +123,7 @@ def _default_tf32() -> Iterator[None]:
     before = [part.fp32_precision for part in parts]
     try:
         for part in parts:
-            part.fp32_precision = "tf32"
+            part.fp32_precision = "tf32"  # type: ignore[union-attr]  # as above
         yield
     finally:
         for part, precision in zip(parts, before, strict=True):

@@ -33,9 +33,9 @@ def compute_reference(network: LensNetwork, images: torch.Tensor, device: str) -
 
     # Not through a backend: the reference must not share a mistake with what it judges.
     set_tf32(device, allowed=False)
-    ready = network.float().to(device, memory_format=torch.contiguous_format).eval()
+    ready = network.float().to(memory_format=torch.contiguous_format).to(device).eval()
     with torch.inference_mode():
-        parts = [ready(part.to(device)).cpu() for part in images.split(REFERENCE_BATCH)]
+        parts = [ready(part.to(device)).cpu() for part in torch.split(images, REFERENCE_BATCH)]
     return torch.cat(parts).numpy()
 
 
@@ -52,7 +52,9 @@ def run_through(session: Session, images: torch.Tensor, case: Case) -> Outputs:
         outputs = session.infer(batch.to(case.device))
         session.synchronize()
         if outputs.dim() != 2 or outputs.shape[0] != case.batch_size or str(outputs.dtype) != "torch.float32":
-            raise RuntimeError(f"outputs are {tuple(outputs.shape)} {outputs.dtype}, not ({case.batch_size}, K) float32")
+            raise RuntimeError(
+                f"outputs are {tuple(outputs.shape)} {outputs.dtype}, not ({case.batch_size}, K) float32"
+            )
         # Copied: the session may write into the same buffer at its next call.
         parts.append(outputs[:count].cpu().numpy().copy())
     return np.concatenate(parts)
@@ -62,7 +64,7 @@ def padded_batches(images: torch.Tensor, batch_size: int) -> Iterator[tuple[torc
     """Yield batches of exactly *batch_size* images and how many of each are real."""
     import torch
 
-    for batch in images.split(batch_size):
+    for batch in torch.split(images, batch_size):
         missing = batch_size - len(batch)
         full = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
         yield full.contiguous(), len(batch)
@@ -79,7 +81,9 @@ def compare(outputs: Outputs, reference: Outputs, precision: str) -> Parity:
         return Parity(images=len(reference), error=float("nan"), tolerance=tolerance, passed=False)
     difference = np.abs(outputs.astype(np.float64) - reference).max()
     error = float(difference / np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
-    return Parity(images=len(reference), error=error, tolerance=tolerance, passed=tolerance is None or error <= tolerance)
+    return Parity(
+        images=len(reference), error=error, tolerance=tolerance, passed=tolerance is None or error <= tolerance
+    )
 
 
 def explain_failure(outputs: Outputs, parity: Parity) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ def expand_sweep(
         )
         for task, architecture, backend, precision, size in cells
     ]
-    return Sweep(pairs=tuple(pairs), cases=tuple(PlannedCase(case=case, skip_reason=why_not(case, known)) for case in cases))
+    return Sweep(
+        pairs=tuple(pairs), cases=tuple(PlannedCase(case=case, skip_reason=why_not(case, known)) for case in cases)
+    )
 
 
 def why_not(case: Case, known: Mapping[str, Backend]) -> str:
@@ -127,4 +130,4 @@ def split_sets(workers: Sequence[str], most: int) -> list[list[str]]:
     count = -(-len(workers) // most)
     size, longer = divmod(len(workers), max(count, 1))
     starts = [index * size + min(index, longer) for index in range(count + 1)]
-    return [list(workers[start:stop]) for start, stop in zip(starts, starts[1:], strict=False)]
+    return [list(workers[start:stop]) for start, stop in itertools.pairwise(starts)]

@@ -133,7 +133,7 @@ def fit_missing(
         models = tuple(architecture.name for task, architecture in pairs if task.name == name)
         wanted.setdefault(models, []).append(name)
     for models, tasks in wanted.items():
-        command = [sys.executable, "-m", "lensing_models.train", "--refit"]
+        command = [sys.executable, "-m", "lensing_models.train"]
         command += ["--models", ",".join(models), "--tasks", ",".join(tasks), "--preset", preset.name]
         command += ["--out", str(folder), "--device", device, "--threads", str(threads)]
         command += ["--data", str(data)] if data else []

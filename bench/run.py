@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -91,15 +91,15 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         block=BlockPlan(
             block_s=preset.block_s, calls=preset.block_calls, discards=preset.discards, warmup_s=case_s / 4
         ),
-        limits=Limits(
-            blocks=preset.blocks, most_blocks=preset.most_blocks, case_s=case_s, target_ci=options.target_ci
-        ),
+        limits=Limits(blocks=preset.blocks, most_blocks=preset.most_blocks, case_s=case_s, target_ci=options.target_ci),
         timed=not options.verify,
     )
     elapsed = stopwatch()
     with RunFolder(out, resume=options.resume) as folder:
         facts = {"run": out.name, "command": f"python -m bench.run {shlex.join(argv)}".strip(), "preset": preset.name}
-        folder.start(environment, {"started_at": utc_now(), **facts} if not options.resume else {"resumed_at": utc_now()})
+        folder.start(
+            environment, {"started_at": utc_now(), **facts} if not options.resume else {"resumed_at": utc_now()}
+        )
         print(f"run folder: {out}", file=sys.stderr)
         provision = provide(
             sweep.pairs,
@@ -169,7 +169,7 @@ def resolve_device(device: str, *, listing: bool) -> str:
     return "cpu"
 
 
-def default_folder(device: str, versions: dict[str, str]) -> Path:
+def default_folder(device: str, versions: Mapping[str, str]) -> Path:
     """Return ``results/<date>-<device>-<versions>``, with a number behind it if that is taken."""
     name = f"{datetime.now(UTC).date()}-{device}-torch{versions.get('torch', '')}"
     first = Path("results") / name

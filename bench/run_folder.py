@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +118,7 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         unfinished = self.path / f".{name}.unfinished"
         unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, self.path / name)
+        unfinished.replace(self.path / name)
 
 
 def anchor_medians(path: Path) -> Mapping[str, Scalar]:

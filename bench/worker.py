@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +89,7 @@ class Bench:
         build_s = elapsed()
         parity, failure = self._compare(compared)
         self._clock = Clock(self._session, self._inputs(), self._job.plan)
-        return Opened(
-            build_s=build_s, artifact_bytes=self._session.artifact_bytes, parity=parity, failure=failure
-        )
+        return Opened(build_s=build_s, artifact_bytes=self._session.artifact_bytes, parity=parity, failure=failure)
 
     def score(self) -> tuple[dict[str, float], int, str]:
         """Return the quality over the whole test split, its image count, and what went wrong.
@@ -123,7 +122,7 @@ class Bench:
         """Return the session's evidence and the digest of the inputs it was timed on."""
         digest = hashlib.sha256()
         for buffer in self._inputs():
-            digest.update(memoryview(buffer.cpu().numpy()))
+            digest.update(buffer.cpu().numpy().tobytes())
         return dict(self._open_session().evidence()), digest.hexdigest()
 
     def _compare(self, count: int) -> tuple[Parity | None, str]:
@@ -199,13 +198,14 @@ def serve(connection: Connection, job: Job) -> None:
         except EOFError:  # the parent is gone
             return
         try:
+            answer: object = None
             if name == "reference":
-                answer: object = write_reference(job)
+                write_reference(job)
             else:
                 bench = bench or Bench(job)
                 answer = getattr(bench, name)(*arguments)
         # The edge of a case: whatever a runtime throws becomes the case's reason.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             connection.send((False, f"{type(error).__name__}: {error}"))
         else:
             connection.send((True, answer))
@@ -219,10 +219,7 @@ class Worker:
     """The parent's handle of a worker process; a context manager that ends it."""
 
     def __init__(self, job: Job) -> None:
-        # Fork of a server that has imported torch and started no thread: seconds less a process.
-        context = get_context("forkserver" if sys.platform == "linux" else "spawn")
-        if sys.platform == "linux":
-            context.set_forkserver_preload(["torch", "timm", "bench.worker"])
+        context = _process_context()
         self.job = job
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, job), daemon=True)
@@ -271,6 +268,18 @@ class Worker:
             name = signal.Signals(-code).name
             return f"{name} (out of memory?)" if name == "SIGKILL" else name
         return f"exit code {code}"
+
+
+def _process_context() -> ForkServerContext | SpawnContext:
+    """Return how processes are made: forks of a server that has imported torch and started no thread.
+
+    That saves seconds a process against a fresh interpreter, which macOS and Windows get.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "timm", "bench.worker"])
+    return context
 
 
 def measurement(opened: Opened, evidence: Mapping[str, Scalar], input_digest: str) -> Measurement:

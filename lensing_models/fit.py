@@ -129,12 +129,17 @@ def fit(
 def new_network(job: Job) -> LensNetwork:
     """Return the network with the random weights of the seed, ready for fitting.
 
-    For a regression the output scale is set to spread and mean of the training labels, so that
-    the backbone sees targets of unit variance.
+    Its head starts at zero: equal probabilities, or the mean of the labels. timm's own start of
+    the EfficientNet family (TensorFlow's, uniform in +-1/sqrt(K)) is made for a thousand classes;
+    with one output it starts ten standard deviations off. For a regression the output scale is
+    set to spread and mean of the training labels: the backbone sees targets of unit variance.
     """
     with torch.random.fork_rng():
         torch.manual_seed(job.seed)
         network = job.architecture.build(job.task)
+    # The backbone is a timm model, typed as a plain module.
+    for value in network.backbone.get_classifier().parameters():  # type: ignore[operator]
+        nn.init.zeros_(value)
     if job.task.kind == "regression":
         labels = job.labels().double()
         network.output_shift.fill_(labels.mean())

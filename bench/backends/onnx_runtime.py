@@ -36,7 +36,7 @@ class OnnxRuntimeBackend:
         """Return why the precision is not to be had on the device, or None."""
         return refuse_by_table(self, case, WHY)
 
-    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> LocalSession:
+    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> CpuSession | CudaSession:
         """Export the graph unless it is there, and build the session.
 
         Raises:
@@ -98,7 +98,7 @@ class CudaSession(LocalSession):
         self._path = path
         self._case = case
         # ONNX Runtime takes stream 0 for none, so the stream must not be torch's default one.
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
         settings = {
             "device_id": "0",
             "cudnn_conv_algo_search": "EXHAUSTIVE",

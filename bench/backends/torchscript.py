@@ -40,7 +40,7 @@ class TorchScriptBackend:
         path = torchscript_file(network, workdir, case.precision, case.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
-            module = torch.jit.load(str(path), map_location=case.device).eval()
+            module = torch.jit.load(str(path), map_location=case.device).eval()  # type: ignore[no-untyped-call]  # torch's own
         return TorchScriptSession(module, case, path)
 
 

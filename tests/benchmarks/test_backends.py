@@ -1,6 +1,8 @@
 """One inference of a small network through every backend, at batch 1 and 8.
 
-All cells share the process of pytest: FILL.
+All cells share one process, and by default one thread: a runtime then computes in the caller's
+thread, and there is no pool left that could spin beside the next cell. `regression` holds the
+measured spread of the whole suite.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.backends import known_backends
-from bench.plan import why_not
+from bench.plan import HALF_PRECISION, why_not
 from bench.records import Case
 from lensing_models.registry import find_architecture, find_task
 from tests.bench.conftest import lens_like_images
@@ -36,7 +38,7 @@ CELLS = [
     for name, backend in known_backends().items()
     for device, precisions in backend.precisions.items()
     for precision in precisions
-    if precision in ("fp32", "bf16")
+    if precision in ("fp32", HALF_PRECISION[device])
     for batch_size in (1, 8)
 ]
 

@@ -1,0 +1,64 @@
+"""Backends with planted faults: what the harness must catch. Loaded through `LENSING_BENCH_BACKENDS`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.backends.base import Availability, LocalSession
+from bench.records import Case, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensing_models.network import LensNetwork
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A backend that runs eager fp32 and adds one fault."""
+
+    name: str
+    precisions: Mapping[str, tuple[str, ...]]
+
+    def probe(self, device: str) -> Availability:
+        return Availability(version="1")
+
+    def refuse(self, case: Case) -> str | None:
+        return None
+
+    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> LocalSession:
+        if self.name == "planted_unbuildable":
+            raise RuntimeError("the planted builder\nnever builds")
+        return PlantedSession(network, self.name)
+
+
+class PlantedSession(LocalSession):
+    def __init__(self, network: LensNetwork, fault: str) -> None:
+        self._network, self._fault = network, fault
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        import torch
+
+        with torch.no_grad():
+            outputs: torch.Tensor = self._network(images)
+        if self._fault == "planted_crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self._fault == "planted_nan":
+            outputs[0, 0] = float("nan")
+        if self._fault == "planted_wrong":
+            outputs = outputs + 0.01 * outputs.abs().max()
+        return outputs
+
+    def evidence(self) -> Mapping[str, Scalar]:
+        if self._fault == "planted_fallback":
+            return {"precision": "fp32", "fallback": "ran on the CPU"}
+        return {"precision": "fp32"}
+
+
+def plant(name: str) -> Planted:
+    return Planted(name=name, precisions={"cpu": ("fp32",)})

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from bench.interleave import Limits, Member, measure_group, why_stop
+from bench.records import Block, Timing
+from bench.worker import WorkerError
+from tests.bench.conftest import make_case
+
+LIMITS = Limits(blocks=8, most_blocks=16, case_s=10.0, target_ci=0.01)
+
+
+def timing(samples_s: list[float], accepted: bool = True) -> Timing:
+    blocks = tuple(
+        Block(samples_s=(sample,), foreign_load=0.0 if accepted else 0.5, accepted=accepted, round=turn)
+        for turn, sample in enumerate(samples_s)
+    )
+    return Timing(warmup_blocks=1, settled=True, stop_reason="", required_blocks=8, blocks=blocks)
+
+
+def test_a_narrow_interval_ends_a_case() -> None:
+    assert why_stop(timing([0.1] * 8), LIMITS) == "target_ci"
+
+
+def test_a_narrow_interval_of_too_few_blocks_does_not() -> None:
+    assert why_stop(timing([0.1] * 7), LIMITS) == ""
+
+
+def test_a_wide_interval_goes_on() -> None:
+    assert why_stop(timing([0.1, 0.2] * 4), LIMITS) == ""
+
+
+def test_the_time_budget_ends_a_case() -> None:
+    assert why_stop(timing([4.0, 5.0, 4.0]), LIMITS) == "time_budget"
+
+
+def test_rejected_blocks_may_take_the_budget_once_more() -> None:
+    assert why_stop(timing([4.0] * 3, accepted=False), LIMITS) == ""
+    assert why_stop(timing([4.0] * 5, accepted=False), LIMITS) == "time_budget"
+
+
+def test_the_greatest_number_of_blocks_ends_a_case() -> None:
+    assert why_stop(timing([0.1, 0.2] * 8), LIMITS) == "most_blocks"
+
+
+@dataclass
+class Script:
+    """Stands for a worker: answers blocks of a fixed time and notes who is asked when."""
+
+    name: str
+    log: list[str]
+    dies_at: int = 10**9
+    pid: int = field(default=1)
+    asked: int = 0
+
+    def ask(self, call: str) -> object:
+        if call == "warm_up":
+            return 2, True
+        self.asked += 1
+        if self.asked >= self.dies_at:
+            raise WorkerError("the process died in block: SIGSEGV")
+        self.log.append(self.name)
+        return (0.1, 0.1)
+
+
+class Quiet:
+    """A load meter of a machine of our own, or of one where *load* is foreign."""
+
+    load = 0.0
+
+    def __init__(self, pids: list[int], threads: int) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def read(self) -> float:
+        return self.load
+
+
+class Busy(Quiet):
+    load = 0.5
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.interleave.LoadMeter", Quiet)
+
+
+def members(log: list[str], *names: str, dies_at: int = 10**9) -> list[Member]:
+    last = names[-1]
+    return [
+        Member(
+            case=make_case(backend=name),
+            worker=Script(name, log, dies_at if name == last else 10**9),  # type: ignore[arg-type]  # its two methods
+        )
+        for name in names
+    ]
+
+
+def test_cases_take_turns_round_by_round() -> None:
+    log: list[str] = []
+
+    measure_group(members(log, "a", "b", "c"), None, LIMITS, lambda member, block: None)
+
+    rounds = [log[start : start + 3] for start in range(0, len(log), 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
+    assert len({tuple(turn) for turn in rounds}) > 1  # not always in the same order
+
+
+def test_the_anchor_is_in_every_round_and_has_no_limit() -> None:
+    log: list[str] = []
+    case, anchor = members(log, "case", "anchor")
+
+    measure_group([case], anchor, LIMITS, lambda member, block: None)
+
+    assert log.count("anchor") == log.count("case") == len(anchor.blocks)
+    assert anchor.stop_reason == ""
+
+
+def test_a_worker_that_dies_leaves_the_others_measuring() -> None:
+    log: list[str] = []
+    healthy, dying = members(log, "healthy", "dying", dies_at=3)
+
+    measure_group([healthy, dying], None, LIMITS, lambda member, block: None)
+
+    assert "SIGSEGV" in dying.failure
+    assert len(dying.blocks) == 2
+    assert healthy.stop_reason
+    assert not healthy.failure
+
+
+def test_every_block_is_told_of_as_it_is_measured() -> None:
+    told: list[tuple[str, Block]] = []
+    group = members([], "a", "b")
+
+    measure_group(group, None, LIMITS, lambda member, block: told.append((member.case.backend, block)))
+
+    assert [block for name, block in told if name == "a"] == group[0].blocks
+
+
+def test_under_foreign_load_no_block_counts_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.interleave.LoadMeter", Busy)
+    (member,) = members([], "a")
+
+    measure_group([member], None, LIMITS, lambda member, block: None)
+
+    assert not any(block.accepted for block in member.blocks)
+    assert len(member.blocks) == 2 * LIMITS.most_blocks
+    assert {block.foreign_load for block in member.blocks} == {0.5}
+
+
+@pytest.mark.parametrize("look", [8, 12, 16, 24])
+def test_looks_are_at_least_four_blocks_apart(look: int) -> None:
+    wide = Limits(blocks=8, most_blocks=100, case_s=1e9, target_ci=0.01)
+
+    assert why_stop(timing([0.1] * look), wide) == "target_ci"
+    assert why_stop(timing([0.1] * (look + 1)), wide) == ""

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import math
+import multiprocessing
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from bench.backends.base import LocalSession
+from bench.measure import LONG_CALL_S, BlockPlan, Clock, LoadMeter
+
+PLAN = BlockPlan(block_s=0.02, calls=5, discards=3, warmup_s=0.5)
+
+
+class Waiting(LocalSession):
+    """A session that waits for the times it is given, then for the last of them, and counts its calls."""
+
+    def __init__(self, *delays_s: float) -> None:
+        self.delays, self.seen = list(delays_s), []
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        self.seen.append(int(images[0]))
+        end = time.perf_counter() + self.delays[min(len(self.seen), len(self.delays)) - 1]
+        while time.perf_counter() < end:
+            pass
+        return images
+
+    def evidence(self) -> dict[str, str]:
+        return {}
+
+
+def clock(session: Waiting, buffers: int = 8) -> Clock:
+    return Clock(session, [torch.tensor([number]) for number in range(buffers)], PLAN)
+
+
+def test_a_sample_is_never_shorter_than_the_delay() -> None:
+    samples = clock(Waiting(0.004)).block()
+
+    # An upper bound would be a timed assertion on a machine that others use too.
+    assert min(samples) >= 0.004
+
+
+def test_a_block_has_enough_calls_and_lasts_long_enough() -> None:
+    slow, fast = clock(Waiting(0.01)).block(), clock(Waiting(0.0)).block()
+
+    assert len(slow) >= PLAN.calls
+    assert sum(fast) >= PLAN.block_s
+
+
+def test_discarded_calls_are_made_but_not_timed() -> None:
+    session = Waiting(0.01)
+
+    samples = clock(session).block()
+
+    assert len(session.seen) == len(samples) + PLAN.discards
+
+
+def test_a_long_call_is_a_block_by_itself() -> None:
+    session = Waiting(LONG_CALL_S)
+
+    samples = clock(session).block()
+
+    assert len(samples) == len(session.seen) == 1
+
+
+def test_the_inputs_take_turns() -> None:
+    session = Waiting(0.01)
+
+    clock(session, buffers=3).block()
+
+    assert session.seen == [number % 3 for number in range(len(session.seen))]
+
+
+def test_a_session_needs_an_input() -> None:
+    with pytest.raises(ValueError, match="no input"):
+        Clock(Waiting(0.0), [], PLAN)
+
+
+def test_warm_up_gives_up_in_time() -> None:
+    growing = [0.01 * 1.5**number for number in range(40)]
+
+    blocks, settled = clock(Waiting(*growing)).warm_up()
+
+    assert not settled
+    assert blocks >= 1
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="this system does not tell its load")
+
+
+def _spin(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+@needs_proc
+def test_a_busy_stranger_is_seen_and_a_busy_worker_is_not() -> None:
+    process = multiprocessing.get_context("fork").Process(target=_spin, args=(30.0,))
+    process.start()
+    used_s = psutil.Process(process.pid).cpu_times
+    stranger, worker, before = LoadMeter([], threads=1), LoadMeter([process.pid or 0], threads=1), used_s().user
+    time.sleep(1.5)
+    as_stranger, as_worker, after = stranger.read(), worker.read(), used_s().user
+    process.kill()
+    process.join()
+
+    # The two meters differ by what the process used, to the tick of 10 ms that the system counts in.
+    assert as_stranger - as_worker == pytest.approx((after - before) / 1.5, abs=0.1)
+    assert after > before
+
+
+def test_the_load_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+
+    assert math.isnan(LoadMeter([], threads=1).read())

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+
+from bench.backends import known_backends
+from bench.plan import Sweep, expand_sweep, parse_batch_sizes, resolve_threads, split_sets
+
+
+def expand(**changes: object) -> Sweep:
+    options: dict[str, object] = {
+        "models": "all",
+        "tasks": "all",
+        "backends": "all",
+        "precisions": None,
+        "batch_sizes": "1,32",
+        "device": "cpu",
+        "threads": 2,
+    }
+    return expand_sweep(**{**options, **changes}, known=known_backends())  # type: ignore[arg-type]
+
+
+def test_all_is_the_published_pairs_of_the_lensing_tasks() -> None:
+    pairs = {(task.name, architecture.name) for task, architecture in expand().pairs}
+
+    networks = {"mobilenetv3_small", "resnet18", "efficientnet_b5"}
+    assert pairs == {(task, network) for task in ("substructure", "halo_mass") for network in networks}
+
+
+def test_an_unpublished_pair_is_had_by_naming_it() -> None:
+    sweep = expand(models="resnet34", tasks="substructure")
+
+    assert [(task.name, architecture.name) for task, architecture in sweep.pairs] == [("substructure", "resnet34")]
+
+
+def test_every_cell_is_planned_once() -> None:
+    keys = [planned.case.key for planned in expand().cases]
+
+    # 6 pairs x 5 backends x (fp32, bf16) x 2 batch sizes
+    assert len(keys) == len(set(keys)) == 6 * 5 * 2 * 2
+
+
+def test_a_refused_cell_is_planned_with_its_reason() -> None:
+    sweep = expand(models="resnet18", tasks="halo_mass", backends="onnx", precisions="fp32,bf16", batch_sizes="1")
+
+    reasons = {planned.case.precision: planned.skip_reason for planned in sweep.cases}
+    assert reasons["fp32"] == ""
+    assert "bfloat16" in reasons["bf16"]
+
+
+def test_tensorrt_on_a_cpu_says_what_it_needs() -> None:
+    sweep = expand(backends="trt")
+
+    assert all("NVIDIA" in planned.skip_reason for planned in sweep.cases)
+
+
+def test_all_precisions_are_the_backends_own() -> None:
+    sweep = expand(backends="onnx,openvino", precisions="all", models="resnet18", tasks="halo_mass", batch_sizes="1")
+
+    assert [(p.case.backend, p.case.precision) for p in sweep.cases] == [
+        ("onnx", "fp32"),
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "hint"),
+    [("backends", "tr", "'trt'"), ("models", "resnet19", "'resnet18'"), ("precisions", "bf61", "'bf16'")],
+)
+def test_an_unknown_name_gets_the_nearest_one(option: str, text: str, hint: str) -> None:
+    with pytest.raises(LookupError, match=f"Did you mean {hint}"):
+        expand(**{option: text})
+
+
+def test_a_selection_without_a_pair_is_an_error() -> None:
+    with pytest.raises(ValueError, match="empty selection"):
+        expand(models="resnet34")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "one", "", ","])
+def test_a_batch_size_is_a_positive_whole_number(text: str) -> None:
+    with pytest.raises(ValueError, match="positive whole numbers"):
+        parse_batch_sizes(text)
+
+
+def test_a_repeated_batch_size_counts_once() -> None:
+    assert parse_batch_sizes("32, 1,32") == [32, 1]
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(ValueError, match="--threads 0"):
+        resolve_threads(0)
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 21])
+def test_sets_are_few_and_even(count: int) -> None:
+    names = [str(number) for number in range(count)]
+
+    sets = split_sets(names, 6)
+
+    assert [name for chosen in sets for name in chosen] == names
+    assert len(sets) == -(-count // 6)
+    assert max(map(len, sets)) - min(map(len, sets)) <= 1

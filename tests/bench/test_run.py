@@ -1,0 +1,265 @@
+"""The whole way by the command line, on a network with random weights and 40 test images."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.records import RunRecord, read_lines
+from lensing_models.checkpoint import Card, write_checkpoint
+from lensing_models.data.simulate import simulate_dataset
+from lensing_models.preset import Split
+from lensing_models.registry import find_architecture, find_task
+
+ROOT = Path(__file__).resolve().parents[2]
+PLANTED = ("wrong", "nan", "crash", "unbuildable", "fallback")
+COLUMNS = (
+    "task,architecture,backend,precision,batch_size,device,threads,variant,status,reason,validity,latency_p50_s,"
+    "latency_p50_low_s,latency_p50_high_s,throughput_img_s,auc,accuracy,mse,on_frontier"
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Data and a checkpoint, and the command line that uses them."""
+
+    data: Path
+    checkpoints: Path
+    cwd: Path
+
+    def command(self, out: str, *more: str) -> list[str]:
+        fixed = ["--models", "mobilenetv3_small", "--tasks", "substructure", "--device", "cpu", "--threads", "2"]
+        given = ["--data", str(self.data), "--checkpoints", str(self.checkpoints), "--out", out]
+        return [sys.executable, "-m", "bench.run", *fixed, *given, "--time-budget", "0.4", *more]
+
+    def environment(self) -> dict[str, str]:
+        planted = ",".join(f"tests.bench.planted.{name}" for name in PLANTED)
+        return {**os.environ, "LENSING_BENCH_BACKENDS": planted, "PYTHONPATH": str(ROOT)}
+
+    def run(self, out: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = self.command(out, *more)
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=self.cwd, env=self.environment(), timeout=400, check=False
+        )
+
+    def records(self, out: str) -> list[RunRecord]:
+        return list(read_lines(self.cwd / out / "records.jsonl", RunRecord))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Return a tiny data set and a checkpoint of tame random weights."""
+    folder = tmp_path_factory.mktemp("bench")
+    task, architecture = find_task("substructure"), find_architecture("mobilenetv3_small")
+    store = simulate_dataset(task, Split(train=6, validation=3, test=42), folder / "data")
+    torch.manual_seed(0)
+    network = architecture.build(task).train()
+    with torch.no_grad():
+        network(torch.rand(8, *task.image_shape))
+    card = Card(
+        task=task.name,
+        architecture=architecture.name,
+        recipe_digest=store.recipe_digest,
+        sky=store.sky,
+        preset="quick",
+        seed=0,
+        steps=0,
+        epochs=0.0,
+        converged=False,
+        revision="test",
+        versions={},
+        recorded_at="2026-01-01T00:00:00+00:00",
+    )
+    write_checkpoint(network.eval(), folder / "checkpoints", card)
+    return Bench(data=folder / "data", checkpoints=folder / "checkpoints", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def planted_run(bench: Bench) -> subprocess.CompletedProcess[str]:
+    names = ",".join(f"planted_{name}" for name in PLANTED)
+    return bench.run("planted", "--backends", f"eager,{names}", "--precisions", "fp32", "--batch-sizes", "1,2")
+
+
+def by_backend(records: list[RunRecord], backend: str) -> list[RunRecord]:
+    return [record for record in records if record.case.backend == backend]
+
+
+def test_a_failed_case_exits_with_1_and_keeps_every_row(
+    bench: Bench, planted_run: subprocess.CompletedProcess[str]
+) -> None:
+    assert planted_run.returncode == 1, planted_run.stderr
+    assert len(bench.records("planted")) == (1 + len(PLANTED)) * 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("wrong", "outputs differ from eager fp32"),
+        ("nan", "not finite"),
+        ("crash", "SIGSEGV"),
+        ("unbuildable", "the planted builder never builds"),
+    ],
+)
+def test_a_planted_fault_fails_and_is_never_timed(
+    bench: Bench, planted_run: subprocess.CompletedProcess[str], fault: str, reason: str
+) -> None:
+    records = by_backend(bench.records("planted"), f"planted_{fault}")
+
+    assert {record.status for record in records} == {"failed"}
+    assert all(reason in record.reason and record.timing is None for record in records)
+
+
+def test_a_silent_fallback_is_ok_but_not_valid(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
+    records = by_backend(bench.records("planted"), "planted_fallback")
+
+    assert {(record.status, record.validity, record.reason) for record in records} == {
+        ("ok", "fallback", "ran on the CPU")
+    }
+
+
+def test_no_faulty_case_is_on_the_frontier(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
+    with (bench.cwd / "planted" / "table.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+
+    assert {row["backend"] for row in rows if row["on_frontier"] == "true"} == {"eager"}
+
+
+def test_the_table_has_the_promised_columns(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
+    with (bench.cwd / "planted" / "table.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+
+    assert ",".join(rows[0]).startswith(COLUMNS)
+    assert all(row["mse"] == "" for row in rows)  # a metric of the other kind of task
+
+
+def test_quality_is_scored_through_the_session(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
+    (first, _) = by_backend(bench.records("planted"), "eager")
+
+    assert first.quality_images == 42
+    assert set(first.quality) == {"auc", "accuracy", "log_loss"}
+
+
+def test_a_run_leaves_every_report(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
+    left = {path.name for path in (bench.cwd / "planted").iterdir()}
+
+    assert left >= {"records.jsonl", "environment.json", "report.md", "table.csv", "pareto.csv", "pareto.png"}
+
+
+def test_a_second_run_into_the_folder_is_refused(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
+    answer = bench.run("planted", "--backends", "eager")
+
+    assert answer.returncode == 2
+    assert "--resume" in answer.stderr
+
+
+def test_trt_and_onnx_do_what_they_say(bench: Bench) -> None:
+    answer = bench.run("main", "--backends", "trt,onnx", "--batch-sizes", "1", "--precisions", "fp32")
+
+    statuses = {record.case.backend: record.status for record in bench.records("main")}
+    skipped_or_measured = statuses["trt"] in ("skipped", "ok")
+    assert answer.returncode == 0, answer.stderr
+    assert statuses["onnx"] == "ok"
+    assert skipped_or_measured
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="TensorRT may be measured here")
+def test_strict_turns_a_skip_into_exit_code_1(bench: Bench) -> None:
+    assert bench.run("strict", "--backends", "trt", "--strict").returncode == 1
+
+
+def test_verify_checks_without_timing(bench: Bench) -> None:
+    answer = bench.run("verified", "--backends", "eager", "--verify", "--batch-sizes", "1")
+
+    assert answer.returncode == 0, answer.stderr
+    assert all(record.timing is None and record.parity for record in bench.records("verified"))
+
+
+def test_a_killed_run_is_completed_and_nothing_measured_twice(bench: Bench) -> None:
+    options = ("--backends", "eager,torchscript", "--precisions", "fp32", "--batch-sizes", "1,2,3,4")
+    process = subprocess.Popen(
+        bench.command("killed", *options),
+        cwd=bench.cwd,
+        env=bench.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    lines = bench.cwd / "killed" / "records.jsonl"
+    deadline = time.monotonic() + 300
+    while not (lines.exists() and lines.read_text(encoding="utf-8").count("\n") >= 2):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = bench.records("killed")
+
+    answer = bench.run("killed", *options, "--resume")
+
+    after = bench.records("killed")
+    assert answer.returncode == 0, answer.stderr
+    assert 2 <= len(before) < 8
+    assert after[: len(before)] == before
+    assert set(Counter(record.case.key for record in after).values()) == {1}
+    assert len(after) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--backends", "tr"), "Did you mean 'trt'?"),
+        (("--models", "resnet19"), "Did you mean 'resnet18'?"),
+        (("--tasks", "halomass"), "Did you mean 'halo_mass'?"),
+        (("--precisions", "fp23"), "Did you mean 'fp32'?"),
+        (("--models", "resnet34", "--tasks", "all"), "empty selection"),
+        (("--batch-sizes", "0"), "positive whole numbers"),
+        (("--device", "tpu"), "invalid choice"),
+        (("--threads", "two"), "invalid int"),
+        (("--time-budget", "-1"), "more than 0"),
+        (("--target-ci", "5"), "between 0 and 1"),
+        (("--resume",), "nothing to resume"),
+        (("--out", "/dev/null/run"), "cannot write to --out"),
+        (("--data", "nowhere"), "manifest.json"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(bench: Bench, arguments: tuple[str, ...], said: str) -> None:
+    answer = bench.run("bad", *arguments)
+
+    assert answer.returncode == 2
+    last = answer.stderr.strip().splitlines()[-1]
+    assert said in last
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_damaged_checkpoint_is_named(bench: Bench, tmp_path: Path) -> None:
+    for path in bench.checkpoints.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    damaged = tmp_path / "substructure-mobilenetv3_small.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+
+    answer = bench.run("damaged", "--checkpoints", str(tmp_path))
+
+    assert answer.returncode == 2
+    assert damaged.name in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_listing_imports_no_torch() -> None:
+    code = (
+        "import sys; from bench.run import run; run(['--list']); "
+        "print([name for name in ('torch', 'onnxruntime', 'openvino', 'matplotlib') if name in sys.modules])"
+    )
+
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert answer.stdout.splitlines()[-1] == "[]"
+    assert "120 cases" in answer.stdout
