@@ -110,6 +110,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             threads=threads,
         )
         workdir = CACHE / "artifacts"
+        folder.note({"sky": ", ".join(sorted({store.sky for store in provision.stores.values()}))})
         Execution(folder, provision, sizes, workdir=workdir, fingerprint=environment.fingerprint).run(sweep.cases)
         folder.note({"wall_s": elapsed(), "finished_at": utc_now(), "anchor": anchor_medians(out)})
     return tell(out, sweep, strict=options.strict)

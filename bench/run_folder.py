@@ -122,11 +122,15 @@ class RunFolder:
 
 
 def anchor_medians(path: Path) -> Mapping[str, Scalar]:
-    """Return the median time of the anchor in each group [s], from ``blocks.jsonl`` in *path*."""
+    """Return the median time of the anchor in each group [s], from ``blocks.jsonl`` in *path*.
+
+    Empty where nothing was timed.
+    """
     import statistics
 
     groups: dict[str, list[float]] = {}
-    for row in read_lines(path / "blocks.jsonl", BlockRow):
+    lines = path / "blocks.jsonl"
+    for row in read_lines(lines, BlockRow) if lines.exists() else ():
         if row.case.startswith("anchor/") and row.block.accepted:
             groups.setdefault(row.group, []).append(statistics.median(row.block.samples_s))
     return {group: statistics.median(medians) for group, medians in groups.items()}

@@ -12,6 +12,7 @@ from lensing_models.checkpoint import Card, checkpoint_path, verify_checkpoint, 
 from lensing_models.command_line import Parser, run_main
 from lensing_models.evaluate import open_task_store
 from lensing_models.preset import PRESETS, Preset
+from lensing_models.progress import ProgressLine
 from lensing_models.registry import select_pairs
 from lensing_models.specs import TaskSpec
 
@@ -50,9 +51,16 @@ def find_stores(tasks: Mapping[str, TaskSpec], data: Path | None, preset: Preset
     if data is not None:
         return {name: open_task_store(data, name) for name in tasks}
 
+    return {name: _simulated(task, preset) for name, task in tasks.items()}
+
+
+def _simulated(task: TaskSpec, preset: Preset) -> Store:
+    """Return the default store of *task* from the cache, made there if it is missing."""
     from lensing_models.data.simulate import ensure_dataset
 
-    return {name: ensure_dataset(task, preset, CACHE) for name, task in tasks.items()}
+    split = preset.split_for(task.name)
+    with ProgressLine(f"simulate {task.name}", split.train + split.validation + split.test, every=0.25) as line:
+        return ensure_dataset(task, preset, CACHE, progress=lambda done, total: line.reach(done))
 
 
 def render_line(card: Card, path: Path, fitted: bool) -> str:

@@ -84,7 +84,7 @@ def print_rows(rows: Sequence[Row], before: Baseline, now: Baseline, threshold: 
     width = max(len(row.name) for row in rows)
     print(f"{'benchmark':{width}}  {'baseline':>9}  {'now':>9}  {'change':>7}  verdict")
     for row in rows:
-        cells = [f"{row.before:9.4f}", f"{row.now:9.4f}", f"{row.now / row.before:7.3f}"]
+        cells = [f"{row.before:9.4g}", f"{row.now:9.4g}", f"{row.now / row.before:7.3f}"]
         shown = "  ".join("-".rjust(len(cell)) if "nan" in cell else cell for cell in cells)
         print(f"{row.name:{width}}  {shown}  {row.verdict}")
     print(f"ratios to the anchor, which takes {now.anchor_s * 1e3:.3g} ms and took {before.anchor_s * 1e3:.3g} ms")

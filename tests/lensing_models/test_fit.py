@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lensing_models import fit as fitting
+from lensing_models.architectures import ARCHITECTURES
 from lensing_models.checkpoint import Card
 from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.data.simulate import simulate_dataset
@@ -118,6 +119,16 @@ def test_the_output_scale_is_mean_and_spread_of_the_labels_in_log10(mass_store: 
 
     assert network.output_shift.item() == pytest.approx(log10.mean(), rel=1e-5)
     assert network.output_scale.item() == pytest.approx(log10.std(), rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)
+def test_every_network_starts_from_the_mean_of_the_labels(architecture: ArchitectureSpec, mass_store: Store) -> None:
+    network = fitting.new_network(make_job(mass_store, architecture)).eval()
+
+    with torch.inference_mode():
+        outputs = network(torch.rand(1, 1, 150, 150))
+
+    assert outputs.item() == pytest.approx(np.log10(mass_store.labels("train")).mean(), rel=1e-5)
 
 
 def test_batch_norm_holds_the_statistics_of_the_images_after_a_refresh(store: Store) -> None:

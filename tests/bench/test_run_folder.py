@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.records import Block, Environment, RunRecord, append_line
+from bench.run_folder import RunFolder, anchor_medians
+from tests.bench.conftest import make_case
+
+
+def environment(fingerprint: str = "abc") -> Environment:
+    return Environment(fingerprint=fingerprint, hardware={}, versions={}, revision="r", platform="p")
+
+
+def record(**changes: object) -> RunRecord:
+    facts = {"run": "r", "recorded_at": "now", "case": make_case(), "status": "ok", **changes}
+    return RunRecord(**facts)  # type: ignore[arg-type]  # a test names its own fields
+
+
+def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False), pytest.raises(ValueError, match="another run is writing"):
+        RunFolder(tmp_path / "run", resume=False)
+
+
+def test_the_lock_ends_with_its_owner(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False):
+        pass
+
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        assert folder.finished() == {}
+
+
+def test_a_folder_with_records_wants_resume(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.record(record())
+
+    with pytest.raises(ValueError, match="--resume"):
+        RunFolder(tmp_path / "run", resume=False)
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to resume"):
+        RunFolder(tmp_path / "run", resume=True)
+
+
+def test_another_machine_cannot_resume(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.start(environment("abc"), {})
+
+    with (
+        RunFolder(tmp_path / "run", resume=True) as folder,
+        pytest.raises(ValueError, match="fingerprint abc, this one has xyz"),
+    ):
+        folder.start(environment("xyz"), {})
+
+
+def test_a_torn_line_is_removed_and_its_case_is_not_finished(tmp_path: Path) -> None:
+    whole, torn = record(), record(case=make_case(batch_size=32))
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.record(whole)
+        folder.record(torn)
+        lines = folder.records_file.read_text(encoding="utf-8")
+        folder.records_file.write_text(lines[:-20], encoding="utf-8")
+
+        assert folder.finished() == {whole.case.key: whole}
+        folder.record(torn)
+        assert set(folder.finished()) == {whole.case.key, torn.case.key}
+
+
+def test_a_failed_case_is_tried_again(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.record(record(status="failed", reason="a crash"))
+
+        assert folder.finished() == {}
+
+
+def test_notes_are_added_to_what_is_known(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.note({"run": "r", "wall_s": None})
+        folder.note({"wall_s": 3.5})
+
+        assert folder.facts() == {"run": "r", "wall_s": 3.5}
+
+
+def test_the_anchor_is_summed_up_by_group(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        for group, sample, accepted in (("a", 1.0, True), ("a", 3.0, True), ("a", 99.0, False), ("b", 5.0, True)):
+            block = Block(samples_s=(sample,), foreign_load=0.0, accepted=accepted, round=1)
+            folder.record_block("anchor/case", group, block)
+            folder.record_block("case", group, block)
+
+    assert anchor_medians(tmp_path / "run") == {"a": 2.0, "b": 5.0}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+
+    with pytest.raises(OSError, match=r"cannot write to --out .*file/run: Not a directory"):
+        RunFolder(tmp_path / "file" / "run", resume=False)
+
+
+def test_lines_are_whole_when_append_returns(tmp_path: Path) -> None:
+    append_line(tmp_path / "lines", record())
+
+    assert (tmp_path / "lines").read_text(encoding="utf-8").endswith("}\n")

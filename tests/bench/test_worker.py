@@ -1,0 +1,93 @@
+"""The parent's handle: what it makes of a worker that fails, dies or hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.measure import BlockPlan
+from bench.worker import Job, Worker, WorkerError
+from lensing_models.data.simulate import simulate_dataset
+from lensing_models.preset import Split
+from lensing_models.registry import find_task
+from tests.bench.conftest import make_case
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Return the job of an anchor: random weights, no reference."""
+    folder = tmp_path_factory.mktemp("worker")
+    store = simulate_dataset(find_task("substructure"), Split(train=3, validation=3, test=12), folder / "data")
+    return Job(
+        case=make_case(batch_size=1),
+        checkpoint=None,
+        store=store.folder,
+        workdir=folder / "artifacts",
+        reference=None,
+        outputs=folder / "outputs.npy",
+        plan=BlockPlan(block_s=0.01, calls=3, discards=1, warmup_s=0.05),
+    )
+
+
+def test_a_worker_opens_times_and_gives_evidence(job: Job) -> None:
+    worker = Worker(job)
+    try:
+        opened = worker.ask("open", 2, 0)
+        samples = worker.ask("block")
+        evidence, digest = worker.ask("evidence")
+    finally:
+        worker.close()
+
+    assert opened.failure == ""
+    assert len(samples) >= 3
+    assert all(sample > 0 for sample in samples)
+    assert (evidence["precision"], evidence["threads"]) == ("fp32", 2)
+    assert len(digest) == 64
+
+
+def test_inputs_are_the_same_bytes_for_every_backend(job: Job) -> None:
+    digests = set()
+    for backend in ("eager", "torchscript"):
+        worker = Worker(replace(job, case=replace(job.case, backend=backend)))
+        try:
+            worker.ask("open", 4, 0)
+            digests.add(worker.ask("evidence")[1])
+        finally:
+            worker.close()
+
+    assert len(digests) == 1
+
+
+def test_an_error_in_the_worker_becomes_its_reason(job: Job) -> None:
+    worker = Worker(replace(job, store=Path("nowhere")))
+    try:
+        with pytest.raises(WorkerError, match="nowhere"):
+            worker.ask("open", 1, 0)
+    finally:
+        worker.close()
+
+
+def test_a_worker_that_dies_is_told_from_one_that_fails(job: Job) -> None:
+    worker = Worker(job)
+    try:
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="died in open: SIGKILL"):
+            worker.ask("open", 1, 0)
+    finally:
+        worker.close()
+
+
+def test_a_worker_that_hangs_is_killed(job: Job) -> None:
+    worker = Worker(job)
+    try:
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match="hung: no answer to open within 1 s"):
+            worker.ask("open", 1, 0, patience_s=1.0)
+        with pytest.raises(WorkerError, match="SIGKILL"):
+            worker.ask("open", 1, 0)
+    finally:
+        worker.close()
