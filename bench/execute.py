@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.backends import known_backends
@@ -16,7 +16,7 @@ from bench.provision import Provision
 from bench.records import Block, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
 from bench.statistic import judge
-from bench.worker import Job, Opened, Worker, WorkerError, measurement
+from bench.worker import Job, Opened, Scored, Worker, WorkerError, measurement
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
 
@@ -42,8 +42,8 @@ class Crew:
     worker: Worker
     opened: Opened
     batch_size: int
-    quality: Mapping[str, float] = field(default_factory=dict)
-    quality_images: int = 0
+    quality: Mapping[str, float]
+    quality_images: int
 
 
 class Execution:
@@ -127,17 +127,18 @@ class Execution:
         Raises:
             WorkerError: If the session cannot be built or its outputs are wrong.
         """
-        opened: Opened = worker.ask("open", case.batch_size, PARITY_IMAGES)
+        # What is scored is compared as well: one pass over the test split serves both.
+        opened: Opened = worker.ask("open", case.batch_size, PARITY_IMAGES if earlier else 0)
         if opened.failure:
             raise WrongOutputsError(opened.failure, opened.parity)
-        crew = Crew(worker=worker, opened=opened, batch_size=case.batch_size)
         if earlier:
-            crew.quality, crew.quality_images = earlier.quality, earlier.quality_images
-            return crew
-        crew.quality, crew.quality_images, failure = worker.ask("score")
-        if failure:
-            raise WrongOutputsError(failure, opened.parity)
-        return crew
+            quality, images = earlier.quality, earlier.quality_images
+        else:
+            scored: Scored = worker.ask("score")
+            if scored.failure:
+                raise WrongOutputsError(scored.failure, scored.parity)
+            opened, quality, images = replace(opened, parity=scored.parity), scored.quality, scored.images
+        return Crew(worker=worker, opened=opened, batch_size=case.batch_size, quality=quality, quality_images=images)
 
     def _run_group(self, name: str, cases: Sequence[Case], crews: Mapping[str, Crew]) -> None:
         """Measure one batch size of a set of workers and record its cases."""

@@ -89,10 +89,15 @@ def compare(outputs: Outputs, reference: Outputs, precision: str) -> Parity:
 def explain_failure(outputs: Outputs, parity: Parity) -> str:
     """Return in words why *parity* was not passed."""
     if not np.isfinite(outputs).all():
-        return f"{np.count_nonzero(~np.isfinite(outputs))} of {outputs.size} outputs are not finite"
+        return explain_not_finite(outputs)
     if np.isnan(parity.error):
         return f"outputs have the shape {outputs.shape}, not that of the reference"
     return (
         f"outputs differ from eager fp32 by {parity.error:.2g} of their rms over {parity.images} test images; "
         f"allowed are {parity.tolerance:.0e}"
     )
+
+
+def explain_not_finite(outputs: Outputs) -> str:
+    """Return how many of *outputs* are NaN or infinite, in words."""
+    return f"{np.count_nonzero(~np.isfinite(outputs))} of {outputs.size} outputs are not finite"

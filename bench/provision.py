@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensing_models.checkpoint import Card, checkpoint_path, verify_checkpoint
+from lensing_models.data.find import find_store
 from lensing_models.preset import Preset
 from lensing_models.specs import ArchitectureSpec, TaskSpec
 
@@ -71,30 +72,6 @@ def provide(
 def pair_key(pair: Pair) -> tuple[str, str]:
     """Return the names of a pair: task, architecture."""
     return pair[0].name, pair[1].name
-
-
-def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
-    """Return the data set of *task*: from *data* if given, else the default one, simulated if missing.
-
-    Raises:
-        ValueError: If *data* holds no store of the task.
-    """
-    from lensing_models.data.store import open_store
-
-    if data is None:
-        from lensing_models.data.simulate import ensure_dataset
-        from lensing_models.progress import ProgressLine
-
-        split = preset.split_for(task.name)
-        with ProgressLine(f"simulate {task.name}", split.train + split.validation + split.test, every=0.25) as line:
-            return ensure_dataset(task, preset, CACHE / "data", progress=lambda done, total: line.reach(done))
-    folder = data if (data / "manifest.json").exists() else data / task.name
-    if not (folder / "manifest.json").exists():
-        raise ValueError(f"--data {data}: no data set of {task.name}: neither there nor in {folder} is a manifest.json")
-    store = open_store(folder)
-    if store.task != task.name:
-        raise ValueError(f"--data {folder} holds {store.task}, not {task.name}; name the task with --tasks")
-    return store
 
 
 def find_checkpoint(pair: Pair, folders: Sequence[Path]) -> tuple[Path, Card] | None:

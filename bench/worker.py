@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from bench.backends.base import Session
+    from bench.parity import Outputs
     from lensing_models.network import LensNetwork
 
 #: Buffers of real test images that the timed calls take in turn.
@@ -63,6 +64,16 @@ class Opened:
     failure: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """Answer to `score`: parity and quality of the outputs on the test split, or what is wrong with them."""
+
+    parity: Parity | None = None
+    quality: Mapping[str, float] = field(default_factory=dict)
+    images: int = 0
+    failure: str = ""
+
+
 class Bench:
     """The inside of a worker process: one session at a time."""
 
@@ -78,6 +89,7 @@ class Bench:
     def open(self, batch_size: int, compared: int) -> Opened:
         """Build the session for *batch_size* and compare *compared* test images with the reference."""
         from bench.backends import known_backends
+        from bench.parity import run_through
 
         self._stack.close()
         self._stack, self._session = ExitStack(), None
@@ -87,28 +99,34 @@ class Bench:
         prepared = known_backends()[self._case.backend].prepare(network, self._case, self._job.workdir)
         self._session = self._stack.enter_context(prepared)
         build_s = elapsed()
-        parity, failure = self._compare(compared)
+        parity, failure = None, ""
+        if compared:
+            parity, failure = self._compare(run_through(self._session, self._images[:compared], self._case))
         self._clock = Clock(self._session, self._inputs(), self._job.plan)
         return Opened(build_s=build_s, artifact_bytes=self._session.artifact_bytes, parity=parity, failure=failure)
 
-    def score(self) -> tuple[dict[str, float], int, str]:
-        """Return the quality over the whole test split, its image count, and what went wrong.
+    def score(self) -> Scored:
+        """Run the whole test split through the session; compare and score its outputs.
 
-        The outputs are kept in the job's file, for paired comparisons later.
+        They are kept in the job's file, for paired comparisons later.
         """
         import numpy as np
 
-        from bench.parity import run_through
+        from bench.parity import explain_not_finite, run_through
         from lensing_models.data.store import open_store
         from lensing_models.metrics import score
         from lensing_models.registry import find_task
 
         outputs = run_through(self._open_session(), self._images, self._case)
-        if not np.isfinite(outputs).all():
-            return {}, 0, f"{np.count_nonzero(~np.isfinite(outputs))} of {outputs.size} outputs are not finite"
         np.save(self._job.outputs, outputs)
+        if not np.isfinite(outputs).all():
+            return Scored(failure=explain_not_finite(outputs))
+        parity, failure = self._compare(outputs)
+        if failure:
+            return Scored(parity=parity, failure=failure)
         labels = open_store(self._job.store).labels("test")
-        return score(find_task(self._case.task), outputs, labels), len(outputs), ""
+        quality = score(find_task(self._case.task), outputs, labels)
+        return Scored(parity=parity, quality=quality, images=len(outputs))
 
     def warm_up(self) -> tuple[int, bool]:
         """Call until the times settle; see `Clock.warm_up`."""
@@ -125,18 +143,18 @@ class Bench:
             digest.update(buffer.cpu().numpy().tobytes())
         return dict(self._open_session().evidence()), digest.hexdigest()
 
-    def _compare(self, count: int) -> tuple[Parity | None, str]:
-        """Return the parity of the first *count* test images; None where there is no reference."""
+    def _compare(self, outputs: Outputs) -> tuple[Parity | None, str]:
+        """Return the parity of the first test images' *outputs*; None where there is no reference."""
         import numpy as np
 
-        from bench.parity import compare, explain_failure, run_through
+        from bench.parity import compare, explain_failure
 
         if self._job.reference is None:
             return None, ""
-        reference = np.load(self._job.reference)[:count]
-        outputs = run_through(self._open_session(), self._images[: len(reference)], self._case)
-        parity = compare(outputs, reference, self._case.precision)
-        return parity, "" if parity.passed else explain_failure(outputs, parity)
+        reference = np.load(self._job.reference)[: len(outputs)]
+        compared = outputs[: len(reference)]
+        parity = compare(compared, reference, self._case.precision)
+        return parity, "" if parity.passed else explain_failure(compared, parity)
 
     def _inputs(self) -> list[torch.Tensor]:
         """Return the rotated buffers: consecutive test images, wrapped round where they run out."""

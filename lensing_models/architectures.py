@@ -33,7 +33,7 @@ ARCHITECTURES: tuple[ArchitectureSpec, ...] = (
         timm_name="efficientnet_b5",
         input_size=224,
         published={"substructure": {"auc": 0.9931, "accuracy": 0.9588}, "halo_mass": {"mse": 4.8e-5}},
-        quick_steps=12,
+        quick_steps=8,
         fit_batch_size=8,
         learning_rate=3e-4,
     ),

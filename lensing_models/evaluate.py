@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensing_models.command_line import Parser, run_main
+from lensing_models.data.find import open_task_store
 from lensing_models.metrics import known_metrics, score
 from lensing_models.registry import find_task
 from lensing_models.specs import FloatArray, LabelArray, TaskSpec
@@ -84,24 +85,6 @@ def bootstrap(
         low, high = np.quantile(defined, (tail, 1 - tail)) if len(defined) else (np.nan, np.nan)
         intervals[metric.name] = (float(low), float(high))
     return intervals
-
-
-def open_task_store(folder: Path, task_name: str) -> Store:
-    """Return the store of a task from *folder*: the store itself, or a folder of one store a task.
-
-    Raises:
-        ValueError: If there is none, or it holds another task.
-    """
-    from lensing_models.data.store import open_store
-
-    candidates = [path for path in (folder, folder / task_name) if (path / "manifest.json").is_file()]
-    if not candidates:
-        remedy = f"make one: python -m lensing_models.data simulate --task {task_name}"
-        raise ValueError(f"no data set for {task_name} in {folder} or {folder / task_name}; {remedy}")
-    store = open_store(candidates[0])
-    if store.task != task_name:
-        raise ValueError(f"{candidates[0]} holds {store.task!r}, not {task_name!r}; name a data set of {task_name}")
-    return store
 
 
 def render(task: TaskSpec, values: Mapping[str, float], intervals: Mapping[str, Interval]) -> str:

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from lensing_models.batches import Epoch, Job
 from lensing_models.checkpoint import Card, revision, round_weights
 from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.evaluate import predict
@@ -37,46 +37,6 @@ WEIGHT_DECAY = 0.05
 WARM_UP = 0.1  # share of the steps
 CLIP_NORM = 1.0
 LARGEST_DECAY = 0.999  # of the weight average
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One fit: what is fitted, to what, and for how long."""
-
-    task: TaskSpec
-    architecture: ArchitectureSpec
-    store: Store
-    preset: Preset
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.store.task != self.task.name:
-            raise ValueError(
-                f"the data set holds {self.store.task!r}, not {self.task.name!r}; open the one of the task"
-            )
-
-    @property
-    def batch_size(self) -> int:
-        """Return the images in a step."""
-        return min(self.architecture.fit_batch_size, len(self.store.indices("train")))
-
-    @property
-    def epoch_steps(self) -> int:
-        """Return the steps of an epoch; images that do not fill a batch wait for the next shuffle."""
-        return len(self.store.indices("train")) // self.batch_size
-
-    @property
-    def steps(self) -> int:
-        """Return the steps of the whole fit."""
-        steps = self.preset.epochs * self.epoch_steps
-        return min(steps, self.architecture.quick_steps) if self.preset.step_capped else steps
-
-    def labels(self) -> torch.Tensor:
-        """Return what the loss wants for the training split: (N,) int64 classes or float32 log10."""
-        labels = self.store.labels("train")
-        if self.task.kind == "classification":
-            return torch.from_numpy(labels.astype(np.int64))
-        return torch.from_numpy(np.log10(labels).astype(np.float32))
 
 
 def fit(
@@ -157,36 +117,6 @@ def refresh_batch_norm(network: nn.Module, store: Store, indices: NDArray[np.int
     update_bn(
         (scale_to_unit(store.counts(indices[start : start + batch_size])).to(device) for start in starts), network
     )
-
-
-class Epoch:
-    """The batches of one epoch, a function of (seed, epoch) and of each image's place in the split."""
-
-    def __init__(self, job: Job, epoch: int) -> None:
-        self._job, self._rows, self._labels = job, job.store.indices("train"), job.labels()
-        rng = np.random.default_rng((job.seed, epoch))
-        self._turns = rng.integers(8, size=len(self._rows))
-        self._order = rng.permutation(len(self._rows))
-
-    def __len__(self) -> int:
-        return self._job.epoch_steps
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        size = self._job.batch_size
-        for step in range(len(self)):
-            chosen = self._order[step * size : (step + 1) * size]
-            images = scale_to_unit(self._job.store.counts(self._rows[chosen]))
-            yield turn(images, self._turns[chosen]), self._labels[chosen]
-
-
-def turn(images: torch.Tensor, turns: NDArray[np.int64]) -> torch.Tensor:
-    """Return (B, C, S, S) images, each turned by ``turns % 4`` quarters and mirrored if it is 4 or more."""
-    turned = torch.empty_like(images)
-    for code in np.unique(turns):
-        rows = torch.from_numpy(np.flatnonzero(turns == code))
-        quarter = torch.rot90(images[rows], int(code) % 4, dims=(2, 3))
-        turned[rows] = quarter.flip(3) if code >= 4 else quarter
-    return turned
 
 
 def learning_rate_share(step: int, steps: int) -> float:

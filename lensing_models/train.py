@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lensing_models.checkpoint import Card, checkpoint_path, verify_checkpoint, write_checkpoint
 from lensing_models.command_line import Parser, run_main
-from lensing_models.evaluate import open_task_store
-from lensing_models.preset import PRESETS, Preset
-from lensing_models.progress import ProgressLine
+from lensing_models.data.find import CACHE, find_store
+from lensing_models.preset import PRESETS
 from lensing_models.registry import select_pairs
-from lensing_models.specs import TaskSpec
-
-if TYPE_CHECKING:
-    from lensing_models.data.store import Store
-
-CACHE = Path("results/cache/data")
 
 
 def kept_card(path: Path, recipe_digest: str, preset: str, seed: int) -> tuple[Card | None, str]:
@@ -40,27 +32,6 @@ def kept_card(path: Path, recipe_digest: str, preset: str, seed: int) -> tuple[C
     wanted = {"recipe_digest": recipe_digest, "preset": preset, "seed": seed}
     differing = [name for name, value in wanted.items() if getattr(card, name) != value]
     return (None, f"another {' and '.join(differing)}") if differing else (card, "")
-
-
-def find_stores(tasks: Mapping[str, TaskSpec], data: Path | None, preset: Preset) -> dict[str, Store]:
-    """Return the store of each task, made in the cache where *data* is None.
-
-    Raises:
-        ValueError: If *data* lacks one.
-    """
-    if data is not None:
-        return {name: open_task_store(data, name) for name in tasks}
-
-    return {name: _simulated(task, preset) for name, task in tasks.items()}
-
-
-def _simulated(task: TaskSpec, preset: Preset) -> Store:
-    """Return the default store of *task* from the cache, made there if it is missing."""
-    from lensing_models.data.simulate import ensure_dataset
-
-    split = preset.split_for(task.name)
-    with ProgressLine(f"simulate {task.name}", split.train + split.validation + split.test, every=0.25) as line:
-        return ensure_dataset(task, preset, CACHE, progress=lambda done, total: line.reach(done))
 
 
 def render_line(card: Card, path: Path, fitted: bool) -> str:
@@ -95,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--threads {arguments.threads} --seed {arguments.seed}: threads start at 1, seeds at 0")
     pairs = select_pairs(arguments.models, arguments.tasks)
     preset = PRESETS[arguments.preset]
-    stores = find_stores({task.name: task for task, _ in pairs}, arguments.data, preset)
+    tasks = {task.name: task for task, _ in pairs}
+    stores = {name: find_store(task, arguments.data, preset) for name, task in tasks.items()}
     lines = []
     for task, architecture in pairs:
         path = checkpoint_path(arguments.out, task.name, architecture.name)

@@ -8,9 +8,10 @@ import torch
 from scipy import stats
 
 from lensing_models.checkpoint import write_checkpoint
+from lensing_models.data.find import open_task_store
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
-from lensing_models.evaluate import bootstrap, main, open_task_store, predict
+from lensing_models.evaluate import bootstrap, main, predict
 from lensing_models.network import LensNetwork
 from lensing_models.preset import Split
 from lensing_models.registry import find_architecture, find_task
@@ -109,7 +110,7 @@ def test_a_store_of_another_task_is_refused(mass_store: Store) -> None:
 
 
 def test_no_store_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no data set for halo_mass .* python -m lensing_models\.data"):
+    with pytest.raises(ValueError, match=r"no manifest.json of halo_mass .* python -m lensing_models\.data"):
         open_task_store(tmp_path, "halo_mass")
 
 

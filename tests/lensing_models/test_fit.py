@@ -6,12 +6,13 @@ import torch
 
 from lensing_models import fit as fitting
 from lensing_models.architectures import ARCHITECTURES
+from lensing_models.batches import Epoch, Job, turn
 from lensing_models.checkpoint import Card
 from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
 from lensing_models.evaluate import predict
-from lensing_models.fit import Epoch, Job, average_decay, chosen_precision, fit, learning_rate_share, turn
+from lensing_models.fit import average_decay, chosen_precision, fit, learning_rate_share
 from lensing_models.metrics import score
 from lensing_models.network import LensNetwork
 from lensing_models.preset import PRESETS, Split

@@ -1,0 +1,55 @@
+"""Find the data set of a task: where the user says, or the default one, simulated if it is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lensing_models.preset import Preset
+from lensing_models.specs import TaskSpec
+
+if TYPE_CHECKING:
+    from lensing_models.data.store import Store
+
+#: Where the default data sets lie. Safe to delete.
+CACHE = Path("results/cache/data")
+
+
+def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
+    """Return the data set of *task*.
+
+    Args:
+        task: The task.
+        data: A store, or a folder of one store a task; None for the default one in the cache,
+            which is simulated there, with progress on stderr, if it is missing.
+        preset: Size of the default one.
+
+    Raises:
+        ValueError: If *data* has none, or one of another task.
+    """
+    if data is not None:
+        return open_task_store(data, task.name)
+    from lensing_models.data.simulate import ensure_dataset
+    from lensing_models.progress import ProgressLine
+
+    split = preset.split_for(task.name)
+    with ProgressLine(f"simulate {task.name}", split.train + split.validation + split.test, every=0.25) as line:
+        return ensure_dataset(task, preset, CACHE, progress=lambda done, total: line.reach(done))
+
+
+def open_task_store(folder: Path, task_name: str) -> Store:
+    """Return the store of a task from *folder*: the store itself, or a folder of one store a task.
+
+    Raises:
+        ValueError: If there is none, or it holds another task.
+    """
+    from lensing_models.data.store import open_store
+
+    candidates = [path for path in (folder, folder / task_name) if (path / "manifest.json").is_file()]
+    if not candidates:
+        remedy = f"make one: python -m lensing_models.data simulate --task {task_name} (see --help)"
+        raise ValueError(f"no manifest.json of {task_name} in {folder} or {folder / task_name}; {remedy}")
+    store = open_store(candidates[0])
+    if store.task != task_name:
+        raise ValueError(f"{candidates[0]} holds {store.task!r}, not {task_name!r}; name a data set of {task_name}")
+    return store
