@@ -93,9 +93,9 @@ def _accelerator() -> dict[str, Scalar]:
 
     try:
         pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     except pynvml.NVMLError:
         return {}
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     facts: dict[str, Scalar] = {
         "gpu": str(pynvml.nvmlDeviceGetName(handle)),
         "gpu_memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),

@@ -20,8 +20,11 @@ from bench.worker import Job, Opened, Scored, Worker, WorkerError, measurement
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
 
-#: Live workers beside the anchor: more would not fit into the memory of a small machine.
-MOST_WORKERS = 6
+#: Live workers beside the anchor. On a CPU a network has seven (eager, TorchScript and OpenVINO in two
+#: precisions, ONNX Runtime in one), and all that are compared should take turns.
+MOST_WORKERS = 7
+#: Patience with the scoring of a whole test split, which may be thousands of images one by one [s].
+SCORE_PATIENCE_S = 3600.0
 #: The anchor is the same in every run: a small network with random weights, one image a call.
 ANCHOR_ARCHITECTURE = "mobilenetv3_small"
 
@@ -65,8 +68,12 @@ class Execution:
         self._anchor: Member | None = None
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
-        """Leave a record for each of *cases* that has none; finished ones are not touched."""
-        finished = self._folder.finished()
+        """Leave a record for each of *cases* that has none; finished ones are not touched.
+
+        Raises:
+            ValueError: If finished ones were measured with other weights or other data.
+        """
+        finished = self._finished(cases)
         pending = [planned for planned in cases if planned.case.key not in finished]
         for planned in pending:
             if planned.skip_reason:
@@ -75,21 +82,44 @@ class Execution:
         scored = {record.case.worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
             try:
-                for task in dict.fromkeys(case.task for case in todo):
-                    self._run_task([case for case in todo if case.task == task], scored)
+                for pair in dict.fromkeys((case.task, case.architecture) for case in todo):
+                    self._run_pair([case for case in todo if (case.task, case.architecture) == pair], scored)
             finally:
                 if self._anchor:
+                    self._folder.note({"anchor_failure": self._anchor.failure})
                     self._anchor.worker.close()
 
-    def _run_task(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> None:
-        for architecture in dict.fromkeys(case.architecture for case in cases):
-            self._compute_reference(next(case for case in cases if case.architecture == architecture))
-        for index, names in enumerate(split_sets(list(dict.fromkeys(c.worker_key for c in cases)), MOST_WORKERS)):
+    def _finished(self, cases: Sequence[PlannedCase]) -> dict[str, RunRecord]:
+        """Return the records that stand: measured, if this run measures, or skipped for today's reason."""
+        reasons = {planned.case.key: planned.skip_reason for planned in cases}
+        stands = {
+            key: record
+            for key, record in self._folder.finished().items()
+            if (record.status == "ok" and (record.timing or not self._sizes.timed))
+            or (record.status == "skipped" and record.reason == reasons.get(key))
+        }
+        for key, record in stands.items():
+            now = self._blank(record.case) if key in reasons and record.status == "ok" else record
+            if (now.checkpoint_sha256, now.dataset_digest) != (record.checkpoint_sha256, record.dataset_digest):
+                raise ValueError(f"{key} was measured with other weights or data; choose another --out")
+        return stands
+
+    def _run_pair(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> None:
+        """Measure one network on one task, its workers in as few sets as `MOST_WORKERS` allows."""
+        if self._provision.checkpoints.get((cases[0].task, cases[0].architecture)) is None:
+            self._fail_all(cases, "the fit of its network failed and left no checkpoint")
+            return
+        try:
+            self._compute_reference(cases[0])
+        except WorkerError as error:
+            self._fail_all(cases, f"no reference outputs: {error}")
+            return
+        for names in split_sets(list(dict.fromkeys(case.worker_key for case in cases)), MOST_WORKERS):
             chosen = [case for case in cases if case.worker_key in names]
             with self._crews(chosen, scored) as crews:
                 for size in dict.fromkeys(case.batch_size for case in chosen):
                     group = [case for case in chosen if case.batch_size == size]
-                    self._run_group(f"{cases[0].task}/{index}/b{size}", group, crews)
+                    self._run_group(f"{names[0]}+{len(names) - 1}/b{size}", group, crews)
 
     def _compute_reference(self, case: Case) -> None:
         """Have a process of its own compute the reference outputs of *case*'s network."""
@@ -97,13 +127,13 @@ class Execution:
         self._line.say(f"reference {case.task}/{case.architecture}")
         worker = Worker(job)
         try:
-            worker.ask("reference")
+            worker.ask("reference", patience_s=SCORE_PATIENCE_S)
         finally:
             worker.close()
 
     @contextmanager
     def _crews(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> Iterator[dict[str, Crew]]:
-        """Start the workers of *cases* one after the other; those that fail leave failed records."""
+        """Start the workers of *cases* one after the other; the cases of one that fails are recorded so."""
         crews: dict[str, Crew] = {}
         try:
             for name in dict.fromkeys(case.worker_key for case in cases):
@@ -114,8 +144,7 @@ class Execution:
                     crews[name] = self._start(worker, own[0], scored.get(name))
                 except WorkerError as error:
                     worker.close()
-                    for case in own:
-                        self._fail(case, str(error), getattr(error, "parity", None))
+                    self._fail_all(own, str(error), getattr(error, "parity", None))
             yield crews
         finally:
             for crew in crews.values():
@@ -134,7 +163,7 @@ class Execution:
         if earlier:
             quality, images = earlier.quality, earlier.quality_images
         else:
-            scored: Scored = worker.ask("score")
+            scored: Scored = worker.ask("score", patience_s=SCORE_PATIENCE_S)
             if scored.failure:
                 raise WrongOutputsError(scored.failure, scored.parity)
             opened, quality, images = replace(opened, parity=scored.parity), scored.quality, scored.images
@@ -152,9 +181,13 @@ class Execution:
             return
         if members:
             self._line.say(f"time {name}: {len(members)} cases in turns")
-            measure_group(members, self._find_anchor(cases[0]), self._sizes.limits, self._keep_block(name))
-        for member in members:
-            self._record(member, crews[member.case.worker_key])
+            measure_group(
+                members,
+                self._find_anchor(cases[0]),
+                self._sizes.limits,
+                on_block=self._keep_block(name),
+                on_done=lambda member: self._record(member, crews[member.case.worker_key]),
+            )
 
     def _reopen(self, crew: Crew, case: Case) -> bool:
         """Have the crew's session made for *case*'s batch size; say whether it stands.
@@ -226,6 +259,10 @@ class Execution:
         self._folder.record(record)
         self._line.advance(case.key)
 
+    def _fail_all(self, cases: Sequence[Case], reason: str, parity: Parity | None = None) -> None:
+        for case in cases:
+            self._fail(case, reason, parity)
+
     def _fail(self, case: Case, reason: str, parity: Parity | None = None) -> None:
         one_line = " ".join(reason.split())
         self._folder.record(replace(self._blank(case), status="failed", reason=one_line, parity=parity))
@@ -233,15 +270,16 @@ class Execution:
 
     def _blank(self, case: Case) -> RunRecord:
         """Return the record of *case* with all that is known before it runs."""
-        _, card = self._provision.checkpoints[case.task, case.architecture]
+        found = self._provision.checkpoints.get((case.task, case.architecture))
+        store = self._provision.stores.get(case.task)
         return RunRecord(
             run=self._folder.path.name,
             recorded_at=utc_now(),
             case=case,
             status="skipped",
-            checkpoint_sha256=card.sha256,
-            dataset_digest=self._provision.stores[case.task].recipe_digest,
-            converged=card.converged,
+            checkpoint_sha256=found[1].sha256 if found else "",
+            dataset_digest=store.recipe_digest if store else "",
+            converged=found[1].converged if found else None,
             backend_version=known_backends()[case.backend].probe(case.device).version,
             primary_metric=find_task(case.task).primary_metric,
             environment=self._fingerprint,

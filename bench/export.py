@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 #: 22 is the first opset whose Conv takes bfloat16 (ONNX operator changelog, Conv-22).
 OPSET = 22
+#: Part of every file's key; raised when `LensNetwork` or the way of exporting changes.
+EXPORT_VERSION = 1
+#: Packages that have a hand in an exported file.
+MAKERS = ("torch", "timm", "onnx", "onnxscript")
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -54,10 +59,8 @@ def onnx_file(network: LensNetwork, workdir: Path, precision: str = "fp32") -> P
     Raises:
         RuntimeError: If the export or the full check of the model fails.
     """
-    import torch
-
     dtype = compute_dtype(precision)
-    recipe = f"onnx opset {OPSET} {dtype} torch {torch.__version__}"
+    recipe = f"onnx opset {OPSET} {dtype}"
 
     def write(path: Path) -> None:
         _write_onnx(network.set_compute_dtype(dtype), path)
@@ -77,7 +80,7 @@ def torchscript_file(network: LensNetwork, workdir: Path, precision: str, device
     import torch
 
     dtype = compute_dtype(precision)
-    recipe = f"torchscript {dtype} {device} torch {torch.__version__}"
+    recipe = f"torchscript {dtype} {device}"
 
     def write(path: Path) -> None:
         ready = network.set_compute_dtype(dtype).to(device).to(memory_format=torch.channels_last)
@@ -98,16 +101,25 @@ def _example_shape(network: LensNetwork) -> tuple[int, int, int, int]:
 
 
 def _cached(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Return the file of *recipe* for *network*, written once whoever asks first."""
+    """Return the file of *recipe* for *network*, written once whoever asks first; again if damaged."""
     workdir.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(f"{recipe} {network_digest(network)}".encode()).hexdigest()[:24]
-    path = workdir / f"{key}{suffix}"
+    versions = " ".join(importlib.metadata.version(name) for name in MAKERS)
+    sizes = f"{network.image_size} {network.input_size}"
+    ingredients = f"{EXPORT_VERSION} {recipe} {versions} {sizes} {network_digest(network)}"
+    key = hashlib.sha256(ingredients.encode()).hexdigest()[:24]
+    path, digest = workdir / f"{key}{suffix}", workdir / f"{key}.sha256"
     with FileLock(workdir / f"{key}.lock"):
-        if not path.exists():
+        if not (path.exists() and digest.exists() and digest.read_text(encoding="ascii") == _file_sha256(path)):
             unfinished = path.with_name(f"{key}.unfinished{suffix}")
             write(unfinished)
+            digest.write_text(_file_sha256(unfinished), encoding="ascii")
             unfinished.replace(path)
     return path
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from bench.worker import Worker, WorkerError
 #: Accepted blocks after which the interval is looked at; looking after every block would stop
 #: too early too often.
 LOOKS = frozenset({8, 12, 16, 24, 32, 48, 64})
+#: Seconds without an answer after which a block's worker is taken for hung.
+BLOCK_PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,7 @@ def measure_group(
     anchor: Member | None,
     limits: Limits,
     on_block: Callable[[Member, Block], None],
+    on_done: Callable[[Member], None],
     seed: int = 0,
 ) -> None:
     """Measure *members* in rounds of one block each, in random order, until each has enough.
@@ -76,23 +79,28 @@ def measure_group(
         anchor: The shared case; its blocks are counted apart from its timing limits.
         limits: When a case has enough.
         on_block: Told of each block as it is measured.
+        on_done: Told of each member when it has enough or has failed, before the others go on.
         seed: Of the random order.
     """
     order = random.Random(seed)
     everyone = [*members, *([anchor] if anchor else [])]
     for member in everyone:
         _try(member, _warm_up)
+    for member in members:
+        if member.failure:
+            on_done(member)
     active = [member for member in members if not member.failure]
     for turn in itertools.count(1):
         if not active:
             return
         crowd = [*active, *([anchor] if anchor and not anchor.failure else [])]
-        meter = LoadMeter([member.worker.pid for member in everyone if not member.failure], members[0].case.threads)
-        measure = functools.partial(_measure, meter=meter, turn=turn, on_block=on_block)
+        measure = functools.partial(_measure, turn=turn, on_block=on_block)
         for member in order.sample(crowd, len(crowd)):
             _try(member, measure)
         for member in active:
             member.stop_reason = why_stop(member.timing(limits), limits)
+            if member.stop_reason or member.failure:
+                on_done(member)
         active = [member for member in active if not member.failure and not member.stop_reason]
 
 
@@ -114,9 +122,10 @@ def _warm_up(member: Member) -> None:
     member.warmup_blocks, member.settled = member.worker.ask("warm_up")
 
 
-def _measure(member: Member, meter: LoadMeter, turn: int, on_block: Callable[[Member, Block], None]) -> None:
-    meter.start()
-    samples = member.worker.ask("block")
+def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None]) -> None:
+    # Only the member at work is ours: a neighbour whose pool still spins disturbs like a stranger.
+    meter = LoadMeter([member.worker.pid], member.case.threads)
+    samples = member.worker.ask("block", patience_s=BLOCK_PATIENCE_S)
     load = meter.read()
     # Where the system does not tell the load (NaN), the block counts.
     block = Block(samples_s=samples, foreign_load=load, accepted=not load > FOREIGN_LIMIT, round=turn)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: Share of the threads in use that other processes may keep busy before a block is rejected.
 FOREIGN_LIMIT = 0.08
-#: A block with slower calls than this is one call long: what a 2-core machine needs for a large
-#: network at a large batch.
+#: Sessions with slower calls than this have blocks of one call: what a 2-core machine needs for a
+#: large network at a large batch.
 LONG_CALL_S = 1.0
 #: Change between consecutive medians below which a warm-up has settled.
 SETTLED = 0.1
@@ -47,7 +47,7 @@ class BlockPlan:
         block_s: Shortest sum of timed calls [s].
         calls: Fewest timed calls.
         discards: Calls before them that are not timed: they wake the pools and fill the caches.
-        warmup_s: Longest warm-up [s]; at least one call is made in any case.
+        warmup_s: Longest warm-up [s]; at least two medians are taken in any case.
     """
 
     block_s: float
@@ -69,6 +69,7 @@ class Clock:
         if not inputs:
             raise ValueError("no input to time a session on")
         self._session, self._inputs, self._plan, self._turn = session, inputs, plan, 0
+        self._long = False
 
     def call(self) -> float:
         """Return the wall time of one inference [s]."""
@@ -87,7 +88,8 @@ class Clock:
             The number of short blocks and whether two consecutive medians agreed within 10 %.
         """
         elapsed, medians = stopwatch(), [self._short_median()]
-        while elapsed() < self._plan.warmup_s:
+        self._long = medians[0] >= LONG_CALL_S
+        while len(medians) < 2 or elapsed() < self._plan.warmup_s:
             medians.append(self._short_median())
             if abs(medians[-1] / medians[-2] - 1) < SETTLED:
                 return len(medians), True
@@ -96,13 +98,12 @@ class Clock:
     def block(self) -> tuple[float, ...]:
         """Return the wall times of the timed calls of one block [s].
 
-        A call of `LONG_CALL_S` or more is a block by itself; its discarded call is the last
-        block's, or the warm-up's.
+        A session whose first warm-up call took `LONG_CALL_S` or more has blocks of one call and
+        discards none: waking up is nothing beside such a call.
         """
-        first = self.call()
-        if first >= LONG_CALL_S:
-            return (first,)
-        for _ in range(self._plan.discards - 1):
+        if self._long:
+            return (self.call(),)
+        for _ in range(self._plan.discards):
             self.call()
         samples: list[float] = []
         while len(samples) < self._plan.calls or sum(samples) < self._plan.block_s:
@@ -110,11 +111,8 @@ class Clock:
         return tuple(samples)
 
     def _short_median(self) -> float:
-        first = self.call()
-        if first >= LONG_CALL_S:
-            return first
-        samples = [first]
-        while len(samples) < self._plan.calls or sum(samples) < self._plan.block_s / 4:
+        samples = [self.call()]
+        while samples[0] < LONG_CALL_S and (len(samples) < self._plan.calls or sum(samples) < self._plan.block_s / 4):
             samples.append(self.call())
         return statistics.median(samples)
 
@@ -125,12 +123,12 @@ class LoadMeter:
     Time that the hypervisor gave to others (steal) counts as theirs.
 
     Args:
-        pids: Our processes besides this one.
+        pids: Processes at work besides this one; any that is gone is passed over.
         threads: Threads in use; the load is a share of them.
     """
 
     def __init__(self, pids: Iterable[int], threads: int) -> None:
-        self._ours = [psutil.Process(pid) for pid in (os.getpid(), *pids)]
+        self._ours = [psutil.Process(pid) for pid in (os.getpid(), *pids) if psutil.pid_exists(pid)]
         self._threads = threads
         self.start()
 

@@ -126,7 +126,7 @@ def resolve_threads(threads: int | None) -> int:
 
 
 def split_sets(workers: Sequence[str], most: int) -> list[list[str]]:
-    """Return *workers* in order, cut into as few sets of at most *most* as will do, evenly."""
+    """Return *workers*, those of one network, cut in order into as few even sets as *most* allows."""
     count = -(-len(workers) // most)
     size, longer = divmod(len(workers), max(count, 1))
     starts = [index * size + min(index, longer) for index in range(count + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -181,7 +182,7 @@ Fact = TypeVar("Fact")
 
 
 def to_json(fact: object) -> str:
-    """Return *fact*, a dataclass of this module, as one line of JSON; NaN becomes null."""
+    """Return *fact*, a dataclass of this module, as one line of JSON; NaN and infinities become null."""
     # The dataclass_transform of typeshed wants an instance type that no base class can state.
     return json.dumps(_plain(dataclasses.asdict(fact)), separators=(",", ":"))  # type: ignore[call-overload]
 
@@ -228,7 +229,7 @@ def read_lines(path: Path, kind: type[Fact]) -> Iterator[Fact]:
 
 def _plain(value: object) -> object:
     """Return *value* with tuples as lists and non-finite floats as None, which JSON lacks."""
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

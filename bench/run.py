@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.backends import known_backends
@@ -96,23 +95,32 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     )
     elapsed = stopwatch()
     with RunFolder(out, resume=options.resume) as folder:
-        facts = {"run": out.name, "command": f"python -m bench.run {shlex.join(argv)}".strip(), "preset": preset.name}
-        folder.start(
-            environment, {"started_at": utc_now(), **facts} if not options.resume else {"resumed_at": utc_now()}
-        )
+        command = f"python -m bench.run {shlex.join(argv)}".strip()
+        folder.start(environment, {"preset": preset.name, "case_s": case_s, "target_ci": options.target_ci})
+        if options.resume:
+            folder.note({"resumed_at": utc_now(), "resumed_by": command})
+        else:
+            folder.note({"run": out.name, "command": command, "preset": preset.name, "started_at": utc_now()})
         print(f"run folder: {out}", file=sys.stderr)
+        runnable = {
+            (planned.case.task, planned.case.architecture) for planned in sweep.cases if not planned.skip_reason
+        }
         provision = provide(
-            sweep.pairs,
+            [pair for pair in sweep.pairs if (pair[0].name, pair[1].name) in runnable],
             preset=preset,
             data=options.data,
             checkpoints=options.checkpoints,
             device=device,
             threads=threads,
         )
-        workdir = CACHE / "artifacts"
-        folder.note({"sky": ", ".join(sorted({store.sky for store in provision.stores.values()}))})
-        Execution(folder, provision, sizes, workdir=workdir, fingerprint=environment.fingerprint).run(sweep.cases)
-        folder.note({"wall_s": elapsed(), "finished_at": utc_now(), "anchor": anchor_medians(out)})
+        if skies := sorted({store.sky for store in provision.stores.values()}):
+            folder.note({"sky": ", ".join(skies)})
+        execution = Execution(
+            folder, provision, sizes, workdir=CACHE / "artifacts", fingerprint=environment.fingerprint
+        )
+        execution.run(sweep.cases)
+        earlier_s = float(str(folder.facts().get("wall_s") or 0)) if options.resume else 0.0
+        folder.note({"wall_s": earlier_s + elapsed(), "finished_at": utc_now(), "anchor": anchor_medians(out)})
     return tell(out, sweep, strict=options.strict)
 
 
@@ -172,7 +180,9 @@ def resolve_device(device: str, *, listing: bool) -> str:
 
 def default_folder(device: str, versions: Mapping[str, str]) -> Path:
     """Return ``results/<date>-<device>-<versions>``, with a number behind it if that is taken."""
-    name = f"{datetime.now(UTC).date()}-{device}-torch{versions.get('torch', '')}"
+    from bench.measure import utc_now
+
+    name = f"{utc_now()[:10]}-{device}-torch{versions.get('torch', '')}"
     first = Path("results") / name
     later = (first.with_name(f"{name}-{number}") for number in range(2, 1000))
     return next(path for path in (first, *later) if not path.exists())

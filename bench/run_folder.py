@@ -51,6 +51,9 @@ class RunFolder:
             raise ValueError(f"another run is writing to {path}; wait for it or choose another --out") from error
         except OSError as error:
             raise OSError(f"cannot write to --out {path}: {error.strerror or error}") from error
+        if resume:
+            for name in ("records.jsonl", "blocks.jsonl"):
+                self._trim(name)
         if not resume and self.records_file.exists():
             self._lock.release()
             raise ValueError(f"{path} holds a run already; complete it with --resume or choose another --out")
@@ -63,22 +66,30 @@ class RunFolder:
     ) -> None:
         self._lock.release()
 
-    def start(self, environment: Environment, facts: Mapping[str, object]) -> None:
-        """Write ``environment.json`` and ``run.json``; on resuming, check that the machine is the same.
+    def start(self, environment: Environment, settings: Mapping[str, object]) -> None:
+        """Write ``environment.json`` and the settings; on resuming, check that they are the same.
 
         Raises:
-            ValueError: If the run was begun on other hardware or with other threads.
+            ValueError: If the run was begun on another machine, with other versions or another
+                revision, or with other settings: its records would not compare with new ones.
         """
         known = self.path / "environment.json"
-        if known.exists():
+        if known.exists() and self.records_file.exists():
             earlier = from_json(Environment, known.read_text(encoding="utf-8"))
-            if earlier.fingerprint != environment.fingerprint:
+            begun = self.facts().get("settings")
+            differing = [
+                name
+                for name in ("fingerprint", "versions", "revision")
+                if getattr(earlier, name) != getattr(environment, name)
+            ]
+            differing += ["settings"] if begun != dict(settings) else []
+            if differing:
                 raise ValueError(
-                    f"{self.path} was begun on a machine with fingerprint {earlier.fingerprint}, "
-                    f"this one has {environment.fingerprint}; its records would not compare"
+                    f"{self.path} was begun with another {' and '.join(differing)}; choose another --out "
+                    f"(begun with {begun}, fingerprint {earlier.fingerprint}, revision {earlier.revision})"
                 )
         self._write("environment.json", to_json(environment))
-        self.note(facts)
+        self.note({"settings": dict(settings)})
 
     def note(self, facts: Mapping[str, object]) -> None:
         """Merge *facts* into ``run.json``."""
@@ -98,22 +109,22 @@ class RunFolder:
         append_line(self.path / "blocks.jsonl", BlockRow(case=case, group=group, block=block))
 
     def finished(self) -> dict[str, RunRecord]:
-        """Return the records of an earlier attempt by case key; a failed case is tried again.
-
-        A torn last line, of a writer that was killed, is removed from the file.
-        """
+        """Return the records of an earlier attempt by case key; a failed case is tried again."""
         if not self.records_file.exists():
             return {}
-        text = self.records_file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self._write("records.jsonl", whole)
         records = read_lines(self.records_file, RunRecord)
         return {record.case.key: record for record in records if record.status != "failed"}
 
     def outputs_file(self, worker_key: str) -> Path:
         """Return the file of a worker's outputs on the test split."""
         return self.path / "outputs" / f"{worker_key.replace('/', '-')}.npy"
+
+    def _trim(self, name: str) -> None:
+        """Remove a torn last line, of a writer that was killed: the next one would be glued to it."""
+        path = self.path / name
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if not text.endswith("\n") and text:
+            self._write(name, text[: text.rfind("\n") + 1])
 
     def _write(self, name: str, text: str) -> None:
         unfinished = self.path / f".{name}.unfinished"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -101,7 +100,9 @@ class Bench:
         build_s = elapsed()
         parity, failure = None, ""
         if compared:
-            parity, failure = self._compare(run_through(self._session, self._images[:compared], self._case))
+            outputs = run_through(self._session, self._images[:compared], self._case)
+            parity, failure = self._compare(outputs)
+            failure = failure or self._disagreement(outputs)
         self._clock = Clock(self._session, self._inputs(), self._job.plan)
         return Opened(build_s=build_s, artifact_bytes=self._session.artifact_bytes, parity=parity, failure=failure)
 
@@ -137,11 +138,17 @@ class Bench:
         return self._clock.block()
 
     def evidence(self) -> tuple[Mapping[str, Scalar], str]:
-        """Return the session's evidence and the digest of the inputs it was timed on."""
+        """Return the session's evidence and the digest of the inputs it was timed on.
+
+        A runtime that says it used another number of threads than the case's did something else.
+        """
         digest = hashlib.sha256()
         for buffer in self._inputs():
             digest.update(buffer.cpu().numpy().tobytes())
-        return dict(self._open_session().evidence()), digest.hexdigest()
+        facts = dict(self._open_session().evidence())
+        if facts.get("threads") not in (None, self._case.threads):
+            facts.setdefault("fallback", f"ran with {facts['threads']} threads, not {self._case.threads}")
+        return facts, digest.hexdigest()
 
     def _compare(self, outputs: Outputs) -> tuple[Parity | None, str]:
         """Return the parity of the first test images' *outputs*; None where there is no reference."""
@@ -155,6 +162,16 @@ class Bench:
         compared = outputs[: len(reference)]
         parity = compare(compared, reference, self._case.precision)
         return parity, "" if parity.passed else explain_failure(compared, parity)
+
+    def _disagreement(self, outputs: Outputs) -> str:
+        """Return how *outputs* contradict the scored session of this worker, if there was one."""
+        import numpy as np
+
+        from bench.parity import explain_disagreement
+
+        if not self._job.outputs.exists():
+            return ""
+        return explain_disagreement(outputs, np.load(self._job.outputs)[: len(outputs)])
 
     def _inputs(self) -> list[torch.Tensor]:
         """Return the rotated buffers: consecutive test images, wrapped round where they run out."""
@@ -269,8 +286,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the process at once."""
-        if self._process.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
         self._process.join(10)
 
     def close(self) -> None:

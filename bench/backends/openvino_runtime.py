@@ -103,8 +103,8 @@ class OpenVinoSession(LocalSession):
             "convolution_precisions": " ".join(f"{name}:{count}" for name, count in sorted(layers.items())),
             "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
         }
-        if hint not in {name.lower() for name in layers}:
-            facts["fallback"] = f"no convolution ran in {precision}"
+        if 2 * layers[hint] <= layers.total():
+            facts["fallback"] = f"{layers[hint]} of {layers.total()} convolutions ran in {precision}"
         return facts
 
 

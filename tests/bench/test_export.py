@@ -33,6 +33,17 @@ def test_a_file_is_made_once(build: Build, workdir: Path) -> None:
     assert (second, second.stat().st_mtime_ns) == (first, written)
 
 
+def test_a_damaged_file_is_made_again(build: Build, tmp_path: Path) -> None:
+    path = torchscript_file(build("mobilenetv3_small", "substructure"), tmp_path, "fp32", "cpu")
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:1000])
+
+    again = torchscript_file(build("mobilenetv3_small", "substructure"), tmp_path, "fp32", "cpu")
+
+    assert again == path
+    assert path.stat().st_size == whole
+
+
 def test_other_weights_give_another_file(build: Build, workdir: Path) -> None:
     network = build("mobilenetv3_small", "substructure")
     first = torchscript_file(network, workdir, "fp32", "cpu")

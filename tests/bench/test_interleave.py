@@ -55,7 +55,7 @@ class Script:
     pid: int = field(default=1)
     asked: int = 0
 
-    def ask(self, call: str) -> object:
+    def ask(self, call: str, patience_s: float = 0.0) -> object:
         if call == "warm_up":
             return 2, True
         self.asked += 1
@@ -103,7 +103,7 @@ def members(log: list[str], *names: str, dies_at: int = 10**9) -> list[Member]:
 def test_cases_take_turns_round_by_round() -> None:
     log: list[str] = []
 
-    measure_group(members(log, "a", "b", "c"), None, LIMITS, lambda member, block: None)
+    measure_group(members(log, "a", "b", "c"), None, LIMITS, lambda member, block: None, lambda member: None)
 
     rounds = [log[start : start + 3] for start in range(0, len(log), 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
@@ -114,7 +114,7 @@ def test_the_anchor_is_in_every_round_and_has_no_limit() -> None:
     log: list[str] = []
     case, anchor = members(log, "case", "anchor")
 
-    measure_group([case], anchor, LIMITS, lambda member, block: None)
+    measure_group([case], anchor, LIMITS, lambda member, block: None, lambda member: None)
 
     assert log.count("anchor") == log.count("case") == len(anchor.blocks)
     assert anchor.stop_reason == ""
@@ -124,7 +124,7 @@ def test_a_worker_that_dies_leaves_the_others_measuring() -> None:
     log: list[str] = []
     healthy, dying = members(log, "healthy", "dying", dies_at=3)
 
-    measure_group([healthy, dying], None, LIMITS, lambda member, block: None)
+    measure_group([healthy, dying], None, LIMITS, lambda member, block: None, lambda member: None)
 
     assert "SIGSEGV" in dying.failure
     assert len(dying.blocks) == 2
@@ -132,11 +132,27 @@ def test_a_worker_that_dies_leaves_the_others_measuring() -> None:
     assert not healthy.failure
 
 
+def test_each_case_is_done_once_failed_ones_too() -> None:
+    done: list[str] = []
+
+    measure_group(
+        members([], "healthy", "dying", dies_at=3),
+        None,
+        LIMITS,
+        lambda member, block: None,
+        lambda member: done.append(member.case.backend),
+    )
+
+    assert done == ["dying", "healthy"]
+
+
 def test_every_block_is_told_of_as_it_is_measured() -> None:
     told: list[tuple[str, Block]] = []
     group = members([], "a", "b")
 
-    measure_group(group, None, LIMITS, lambda member, block: told.append((member.case.backend, block)))
+    measure_group(
+        group, None, LIMITS, lambda member, block: told.append((member.case.backend, block)), lambda member: None
+    )
 
     assert [block for name, block in told if name == "a"] == group[0].blocks
 
@@ -145,7 +161,7 @@ def test_under_foreign_load_no_block_counts_and_none_is_lost(monkeypatch: pytest
     monkeypatch.setattr("bench.interleave.LoadMeter", Busy)
     (member,) = members([], "a")
 
-    measure_group([member], None, LIMITS, lambda member, block: None)
+    measure_group([member], None, LIMITS, lambda member, block: None, lambda member: None)
 
     assert not any(block.accepted for block in member.blocks)
     assert len(member.blocks) == 2 * LIMITS.most_blocks

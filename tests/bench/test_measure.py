@@ -58,12 +58,29 @@ def test_discarded_calls_are_made_but_not_timed() -> None:
     assert len(session.seen) == len(samples) + PLAN.discards
 
 
-def test_a_long_call_is_a_block_by_itself() -> None:
+def test_a_session_of_long_calls_has_blocks_of_one() -> None:
     session = Waiting(LONG_CALL_S)
+    timer = clock(session)
+    timer.warm_up()
+    warmed = len(session.seen)
 
-    samples = clock(session).block()
+    samples = timer.block()
 
-    assert len(samples) == len(session.seen) == 1
+    assert warmed == 2
+    assert len(samples) == len(session.seen) - warmed == 1
+
+
+def test_one_slow_call_does_not_change_what_a_block_is() -> None:
+    session = Waiting(*[0.01] * 80, LONG_CALL_S, 0.01)
+    timer = clock(session)
+    timer.warm_up()
+    while len(session.seen) < 80:
+        timer.call()
+
+    samples = timer.block()
+
+    assert len(samples) >= PLAN.calls
+    assert max(samples) < LONG_CALL_S  # the slow call was the first of the discarded ones
 
 
 def test_the_inputs_take_turns() -> None:

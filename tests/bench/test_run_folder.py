@@ -9,8 +9,8 @@ from bench.run_folder import RunFolder, anchor_medians
 from tests.bench.conftest import make_case
 
 
-def environment(fingerprint: str = "abc") -> Environment:
-    return Environment(fingerprint=fingerprint, hardware={}, versions={}, revision="r", platform="p")
+def environment(fingerprint: str, torch: str = "2.15") -> Environment:
+    return Environment(fingerprint=fingerprint, hardware={}, versions={"torch": torch}, revision="r", platform="p")
 
 
 def record(**changes: object) -> RunRecord:
@@ -44,25 +44,39 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", resume=True)
 
 
-def test_another_machine_cannot_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("then", "settings", "named"),
+    [
+        (environment("xyz"), {"preset": "quick"}, "fingerprint"),
+        (environment("abc", torch="2.16"), {"preset": "quick"}, "versions"),
+        (environment("abc"), {"preset": "standard"}, "settings"),
+    ],
+)
+def test_what_would_not_compare_cannot_be_resumed(
+    tmp_path: Path, then: Environment, settings: dict[str, object], named: str
+) -> None:
     with RunFolder(tmp_path / "run", resume=False) as folder:
-        folder.start(environment("abc"), {})
+        folder.start(environment("abc"), {"preset": "quick"})
+        folder.note({"run": "run"})
+        folder.record(record())
 
     with (
         RunFolder(tmp_path / "run", resume=True) as folder,
-        pytest.raises(ValueError, match="fingerprint abc, this one has xyz"),
+        pytest.raises(ValueError, match=f"begun with another {named}"),
     ):
-        folder.start(environment("xyz"), {})
+        folder.start(then, settings)
 
 
 def test_a_torn_line_is_removed_and_its_case_is_not_finished(tmp_path: Path) -> None:
     whole, torn = record(), record(case=make_case(batch_size=32))
     with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.note({"run": "run"})
         folder.record(whole)
         folder.record(torn)
         lines = folder.records_file.read_text(encoding="utf-8")
         folder.records_file.write_text(lines[:-20], encoding="utf-8")
 
+    with RunFolder(tmp_path / "run", resume=True) as folder:
         assert folder.finished() == {whole.case.key: whole}
         folder.record(torn)
         assert set(folder.finished()) == {whole.case.key, torn.case.key}

@@ -58,4 +58,4 @@ def test_clock_overhead(benchmark: BenchmarkFixture) -> None:
 
     overhead_s = benchmark(clock.call)
 
-    assert overhead_s >= 0
+    assert overhead_s < 60  # not a demand on speed: that the clock gave a time in seconds at all
