@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 from bench import cell
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
@@ -98,9 +99,19 @@ def _task_table(rows: Sequence[Row]) -> str:
         for row in shown
     ]
     table = markdown_table(["network", "backend", "precision", *columns, "validity", "frontier"], lines, columns)
-    batches = sorted({row.record.case.batch_size for row in shown if row.frontier_kind == "provisional"})
-    text = ", ".join(map(str, batches))
-    return f"{table}\n\nFrontier at batch {text}: {PROVISIONAL}; no row there is valid." if batches else table
+    return "\n\n".join([table, *_reservations(shown)])
+
+
+def _reservations(shown: Sequence[Row]) -> Iterator[str]:
+    """Yield, for each batch size, what its frontier does not rest on; nothing where all rows are valid."""
+    for batch in sorted({row.record.case.batch_size for row in shown}):
+        rows = [row for row in shown if row.record.case.batch_size == batch]
+        doubtful = Counter(row.record.validity for row in rows if row.record.validity != "valid")
+        if any(row.frontier_kind == "provisional" for row in rows):
+            yield f"Frontier at batch {batch}: {PROVISIONAL}; no row there is valid."
+        elif doubtful and any(row.record.timing for row in rows):
+            why = ", ".join(f"{count} {validity}" for validity, count in doubtful.most_common())
+            yield f"Frontier at batch {batch}: of {len(rows)} rows, {doubtful.total()} are no candidates ({why})."
 
 
 def _throughput(report: Report, place: Place) -> str:
@@ -149,7 +160,7 @@ def _measured(report: Report) -> str:
     ):
         sky = f" of sky `{report.fact('sky')}`" if report.fact("sky") else ""
         lines.append(
-            f"- {task}: quality comes through each row's own session, on {images} test images{sky} "
+            f"- {task}: quality comes through each backend and precision's own session, on {images} test images{sky} "
             f"(dataset digest `{digest[:12] or 'unknown'}`)."
         )
     if any(record.converged is False for record in records):

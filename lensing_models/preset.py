@@ -61,7 +61,7 @@ PRESETS: Mapping[str, Preset] = {
             block_s=0.2,
             block_calls=2,
             discards=1,
-            case_s=6.0,
+            case_s=5.0,
         ),
         Preset(
             name="standard",
