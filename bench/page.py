@@ -20,7 +20,7 @@ NOTES = """\
   `unstable`: the warm-up never settled, or the interval is wider than ±5 %; `fallback`: the runtime did something
   else than the row says.
 - **frontier**: ● no valid row of the same task and batch size is better on latency or on the primary metric without
-  being worse on the other; ○ the same among all rows where none is valid: provisional, measured under load.
+  being worse on the other; ○ the same among all rows where fewer than half are valid: provisional, measured under load.
 - `table.csv` holds every row with all digits, `pareto.csv` the members of each frontier."""
 
 
@@ -107,10 +107,11 @@ def _reservations(shown: Sequence[Row]) -> Iterator[str]:
     for batch in sorted({row.record.case.batch_size for row in shown}):
         rows = [row for row in shown if row.record.case.batch_size == batch]
         doubtful = Counter(row.record.validity for row in rows if row.record.validity != "valid")
+        why = ", ".join(f"{number} {validity}" for validity, number in doubtful.most_common())
         if any(row.frontier_kind == "provisional" for row in rows):
-            yield f"Frontier at batch {batch}: {PROVISIONAL}; no row there is valid."
+            count = f"of {len(rows)} rows, {doubtful.total()} are not valid ({why})"
+            yield f"Frontier at batch {batch}: {PROVISIONAL}; {count}."
         elif doubtful and any(row.record.timing for row in rows):
-            why = ", ".join(f"{count} {validity}" for validity, count in doubtful.most_common())
             yield f"Frontier at batch {batch}: of {len(rows)} rows, {doubtful.total()} are no candidates ({why})."
 
 

@@ -132,7 +132,8 @@ def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
     from bench.report import build_report, print_tables, write_report
 
     write_report(out)
-    print_tables(build_report(out), Console())
+    # In a log there is no width to obey; 80 columns would cut every name.
+    print_tables(build_report(out), Console(width=None if sys.stdout.isatty() else 150))
     planned = {planned.case.key for planned in sweep.cases}
     records = {record.case.key: record for record in read_lines(out / "records.jsonl", RunRecord)}
     statuses = [record.status for key, record in records.items() if key in planned]

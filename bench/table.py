@@ -54,7 +54,7 @@ class Frontier:
 
     Attributes:
         name: ``latency@b1`` and its like for one batch size, or ``throughput`` for all of them.
-        kind: ``valid``, or ``provisional`` where no valid row was there to choose from.
+        kind: ``valid``, or ``provisional`` where fewer than half of the rows were valid.
         x: The cost.
         y: The primary metric.
         keys: Keys of the cases, best cost first.
@@ -154,11 +154,13 @@ def _find_frontier(name: str, rows: Sequence[Row], x: Directed) -> Iterable[Fron
         raise LookupError(explain_unknown("metric", primary, known_metrics()))
     y = known_metrics()[primary]
     valid = [row for row in rows if row.record.validity == "valid"]
-    pool = valid or [row for row in rows if row.record.validity != "fallback"]
+    # A handful of valid rows among many is what a noisy machine left, not a choice of configurations.
+    settled = 2 * len(valid) >= len(rows)
+    pool = valid if settled else [row for row in rows if row.record.validity != "fallback"]
     points = [
         Point(task=row.record.case.task, key=row.record.case.key, x=row.cost[x.name], y=row.quality(primary))
         for row in pool
     ]
     keys = tuple(point.key for point in frontier(points, x, y))
     if keys:
-        yield Frontier(name=name, place=rows[0].place, kind="valid" if valid else "provisional", x=x, y=y, keys=keys)
+        yield Frontier(name=name, place=rows[0].place, kind="valid" if settled else "provisional", x=x, y=y, keys=keys)

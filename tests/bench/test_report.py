@@ -153,6 +153,15 @@ def test_contended_row_does_not_compete_with_a_valid_one(tmp_path: Path) -> None
     assert rows["eager"]["frontier_kind"] == "valid"
 
 
+def test_a_minority_of_valid_rows_makes_no_frontier(tmp_path: Path) -> None:
+    doubtful = [ok(name, 0.01, 0.98, validity="unstable") for name in ("onnx", "openvino")]
+
+    rows = table(tmp_path, ok("eager", 0.03, 0.97), *doubtful)
+
+    assert [rows[name]["on_frontier"] for name in ("eager", "onnx", "openvino")] == ["false", "true", "true"]
+    assert rows["onnx"]["frontier_kind"] == "provisional"
+
+
 def test_frontier_without_a_valid_row_is_provisional(tmp_path: Path) -> None:
     rows = table(tmp_path, ok("eager", 0.03, 0.97, validity="contended"), ok("onnx", 0.01, 0.96, validity="unstable"))
 
