@@ -171,9 +171,12 @@ class Bench:
 
         from bench.parity import explain_disagreement
 
-        if not self._job.outputs.exists():
+        if self._job.reference is None or not self._job.outputs.exists():
             return ""
-        return explain_disagreement(outputs, np.load(self._job.outputs)[: len(outputs)])
+        with np.load(self._job.reference) as saved:
+            reference = saved["outputs"][: len(outputs)]
+        scored = np.load(self._job.outputs)[: len(reference)]
+        return explain_disagreement(outputs[: len(reference)], scored, reference)
 
     def _inputs(self) -> list[torch.Tensor]:
         """Return the rotated buffers: consecutive test images, wrapped round where they run out."""

@@ -11,6 +11,7 @@ from bench.parity import (
     TOLERANCE,
     compare,
     compute_reference,
+    explain_disagreement,
     explain_failure,
     measure_rounding,
     padded_batches,
@@ -70,6 +71,18 @@ def test_rounding_is_the_distance_from_float64(build: Callable[[str, str], LensN
 
     assert rounding[0] < 1e-5
     assert rounding[1] == pytest.approx(0.25, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scored_at", "other_at", "agrees"),
+    [(1.0, 1.05, True), (1.0, 1.2, False), (1.3, 1.8, True), (1.3, 2.2, False), (1.0, np.nan, False)],
+)
+def test_a_further_session_must_agree_with_the_scored_one(scored_at: float, other_at: float, agrees: bool) -> None:
+    ones = np.ones((4, 3), dtype=np.float32)
+
+    said = explain_disagreement(ones * np.float32(other_at), ones * np.float32(scored_at), ones)
+
+    assert (said == "") is agrees
 
 
 def test_reduced_precision_has_no_tolerance() -> None:
