@@ -48,7 +48,7 @@ def open_task_store(folder: Path, task_name: str) -> Store:
     candidates = [path for path in (folder, folder / task_name) if (path / "manifest.json").is_file()]
     if not candidates:
         remedy = f"make one: python -m lensing_models.data simulate --task {task_name} (see --help)"
-        raise ValueError(f"no manifest.json of {task_name} in {folder} or {folder / task_name}; {remedy}")
+        raise ValueError(f"no data set for {task_name}, no manifest.json in {folder} or {folder / task_name}; {remedy}")
     store = open_store(candidates[0])
     if store.task != task_name:
         raise ValueError(f"{candidates[0]} holds {store.task!r}, not {task_name!r}; name a data set of {task_name}")

@@ -35,13 +35,12 @@ def test_a_file_is_made_once(build: Build, workdir: Path) -> None:
 
 def test_a_damaged_file_is_made_again(build: Build, tmp_path: Path) -> None:
     path = torchscript_file(build("mobilenetv3_small", "substructure"), tmp_path, "fp32", "cpu")
-    whole = path.stat().st_size
     path.write_bytes(path.read_bytes()[:1000])
 
     again = torchscript_file(build("mobilenetv3_small", "substructure"), tmp_path, "fp32", "cpu")
 
     assert again == path
-    assert path.stat().st_size == whole
+    assert path.stat().st_size > 1_500_000 * 4  # the weights of 1.5 million parameters
 
 
 def test_other_weights_give_another_file(build: Build, workdir: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_store_of_another_task_is_refused(mass_store: Store) -> None:
 
 
 def test_no_store_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no manifest.json of halo_mass .* python -m lensing_models\.data"):
+    with pytest.raises(ValueError, match=r"no data set for halo_mass, .* python -m lensing_models\.data"):
         open_task_store(tmp_path, "halo_mass")
 
 
