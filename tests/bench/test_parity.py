@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -10,15 +8,12 @@ from bench.backends.base import LocalSession
 from bench.parity import (
     TOLERANCE,
     compare,
-    compute_reference,
     explain_disagreement,
     explain_failure,
-    measure_rounding,
     padded_batches,
     run_through,
 )
-from lensing_models.network import LensNetwork
-from tests.bench.conftest import lens_like_images, make_case
+from tests.bench.conftest import make_case
 
 
 class Means(LocalSession):
@@ -49,28 +44,6 @@ def test_fp32_is_held_to_the_tolerance(factor: float, passed: bool) -> None:
     reference = np.ones((4, 3), dtype=np.float32)
 
     assert compare(reference + np.float32(factor * TOLERANCE), reference, "fp32").passed is passed
-
-
-def test_a_reference_that_rounds_itself_widens_the_tolerance() -> None:
-    reference = np.ones((4, 3), dtype=np.float32)
-
-    tolerances = [compare(reference, reference, "fp32", rounding).tolerance for rounding in (1e-6, 1e-4)]
-
-    assert tolerances == [TOLERANCE, pytest.approx(1e-3)]
-
-
-def test_rounding_is_the_distance_from_float64(build: Callable[[str, str], LensNetwork]) -> None:
-    images = lens_like_images(2)
-    exact = compute_reference(build("mobilenetv3_small", "substructure"), images, "cpu")
-    shifted = exact + np.float32(0.25) * np.sqrt(np.mean(np.square(exact)))
-
-    rounding = [
-        measure_rounding(build("mobilenetv3_small", "substructure"), images, outputs, "cpu")
-        for outputs in (exact, shifted)
-    ]
-
-    assert rounding[0] < 1e-5
-    assert rounding[1] == pytest.approx(0.25, rel=1e-3)
 
 
 @pytest.mark.parametrize(
