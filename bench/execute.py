@@ -8,23 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.backends import known_backends
+from bench.crew import Crew, score_together
 from bench.interleave import Limits, Member, measure_group
 from bench.measure import BlockPlan, utc_now
-from bench.parity import PARITY_IMAGES
 from bench.plan import PlannedCase, split_sets
+from bench.process import Worker, WorkerError
 from bench.provision import Provision
 from bench.records import Block, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
 from bench.statistic import judge
-from bench.worker import Job, Opened, Scored, Worker, WorkerError, measurement
+from bench.worker import Job, measurement
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
 
 #: Live workers beside the anchor. On a CPU a network has seven (eager, TorchScript and OpenVINO in two
 #: precisions, ONNX Runtime in one), and all that are compared should take turns.
 MOST_WORKERS = 7
-#: Patience with the scoring of a whole test split, which may be thousands of images one by one [s].
-SCORE_PATIENCE_S = 3600.0
 #: The anchor is the same in every run: a small network with random weights, one image a call.
 ANCHOR_ARCHITECTURE = "mobilenetv3_small"
 
@@ -36,17 +35,6 @@ class Sizes:
     block: BlockPlan
     limits: Limits
     timed: bool
-
-
-@dataclass(kw_only=True, slots=True)
-class Crew:
-    """A worker that is alive, and what is known of its network through its backend."""
-
-    worker: Worker
-    opened: Opened
-    batch_size: int
-    quality: Mapping[str, float]
-    quality_images: int
 
 
 class Execution:
@@ -109,71 +97,43 @@ class Execution:
         if self._provision.checkpoints.get((cases[0].task, cases[0].architecture)) is None:
             self._fail_all(cases, "the fit of its network failed and left no checkpoint")
             return
-        try:
-            self._compute_reference(cases[0])
-        except WorkerError as error:
-            self._fail_all(cases, f"no reference outputs: {error}")
-            return
-        for names in split_sets(list(dict.fromkeys(case.worker_key for case in cases)), MOST_WORKERS):
-            chosen = [case for case in cases if case.worker_key in names]
-            with self._crews(chosen, scored) as crews:
+        names = split_sets(list(dict.fromkeys(case.worker_key for case in cases)), MOST_WORKERS)
+        for turn, keys in enumerate(names):
+            chosen = [case for case in cases if case.worker_key in keys]
+            with self._crews(chosen, scored, with_reference=turn == 0) as crews:
                 for size in dict.fromkeys(case.batch_size for case in chosen):
                     group = [case for case in chosen if case.batch_size == size]
-                    self._run_group(f"{names[0]}+{len(names) - 1}/b{size}", group, crews)
-
-    def _compute_reference(self, case: Case) -> None:
-        """Have a process of its own compute the reference outputs of *case*'s network."""
-        job = self._job(case)
-        self._line.say(f"reference {case.task}/{case.architecture}")
-        worker = Worker(job)
-        try:
-            worker.ask("reference", patience_s=SCORE_PATIENCE_S)
-        finally:
-            worker.close()
+                    self._run_group(f"{keys[0]}+{len(keys) - 1}/b{size}", group, crews)
 
     @contextmanager
-    def _crews(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> Iterator[dict[str, Crew]]:
-        """Start the workers of *cases* one after the other; the cases of one that fails are recorded so."""
-        crews: dict[str, Crew] = {}
+    def _crews(
+        self, cases: Sequence[Case], scored: Mapping[str, RunRecord], *, with_reference: bool
+    ) -> Iterator[dict[str, Crew]]:
+        """Start and score the workers of *cases*; the cases of one that fails are recorded so."""
+        first: dict[str, Case] = {}
+        for case in cases:
+            first.setdefault(case.worker_key, case)
+        jobs = [self._job(case) for case in first.values()]
+        answers = score_together(jobs, scored=scored, with_reference=with_reference, say=self._line.say)
+        crews = {key: answer for key, answer in answers.items() if isinstance(answer, Crew)}
         try:
-            for name in dict.fromkeys(case.worker_key for case in cases):
-                own = [case for case in cases if case.worker_key == name]
-                self._line.say(f"score {name}")
-                worker = Worker(self._job(own[0]))
-                try:
-                    crews[name] = self._start(worker, own[0], scored.get(name))
-                except WorkerError as error:
-                    worker.close()
-                    self._fail_all(own, str(error), getattr(error, "parity", None))
+            for case in cases:
+                if isinstance(error := answers[case.worker_key], WorkerError):
+                    self._fail(case, str(error), getattr(error, "parity", None))
             yield crews
         finally:
             for crew in crews.values():
                 crew.worker.close()
 
-    def _start(self, worker: Worker, case: Case, earlier: RunRecord | None) -> Crew:
-        """Open the worker's first session, compare it and score it.
-
-        Raises:
-            WorkerError: If the session cannot be built or its outputs are wrong.
-        """
-        # What is scored is compared as well: one pass over the test split serves both.
-        opened: Opened = worker.ask("open", case.batch_size, PARITY_IMAGES if earlier else 0)
-        if opened.failure:
-            raise WrongOutputsError(opened.failure, opened.parity)
-        if earlier:
-            quality, images = earlier.quality, earlier.quality_images
-        else:
-            scored: Scored = worker.ask("score", patience_s=SCORE_PATIENCE_S)
-            if scored.failure:
-                raise WrongOutputsError(scored.failure, scored.parity)
-            opened, quality, images = replace(opened, parity=scored.parity), scored.quality, scored.images
-        return Crew(worker=worker, opened=opened, batch_size=case.batch_size, quality=quality, quality_images=images)
-
     def _run_group(self, name: str, cases: Sequence[Case], crews: Mapping[str, Crew]) -> None:
         """Measure one batch size of a set of workers and record its cases."""
         members = []
         for case in cases:
-            if (crew := crews.get(case.worker_key)) and self._reopen(crew, case):
+            if (crew := crews.get(case.worker_key)) is None:
+                continue
+            if failure := crew.open(case):
+                self._fail(case, failure, crew.worst_parity)
+            else:
                 members.append(Member(case=case, worker=crew.worker))
         if not self._sizes.timed:
             for member in members:
@@ -189,24 +149,6 @@ class Execution:
                 on_done=lambda member: self._record(member, crews[member.case.worker_key]),
             )
 
-    def _reopen(self, crew: Crew, case: Case) -> bool:
-        """Have the crew's session made for *case*'s batch size; say whether it stands.
-
-        The first session of a worker was compared on all parity images; a further one is
-        compared on its first batch, and on no fewer than 32 images.
-        """
-        if crew.batch_size == case.batch_size:
-            return True
-        try:
-            crew.opened = crew.worker.ask("open", case.batch_size, min(max(case.batch_size, 32), PARITY_IMAGES))
-        except WorkerError as error:
-            self._fail(case, str(error))
-            return False
-        crew.batch_size = case.batch_size
-        if crew.opened.failure:
-            self._fail(case, crew.opened.failure, crew.opened.parity)
-        return not crew.opened.failure
-
     def _find_anchor(self, case: Case) -> Member | None:
         """Return the anchor, started at its first use; None if it cannot run."""
         if self._anchor is None:
@@ -221,7 +163,7 @@ class Execution:
             job = replace(self._job(case), case=anchor, checkpoint=None, reference=None)
             self._anchor = Member(case=anchor, worker=Worker(job))
             try:
-                self._anchor.worker.ask("open", 1, 0)
+                self._anchor.worker.ask("open", 1, anchor.threads, 0)
             except WorkerError as error:
                 self._anchor.failure = str(error)
         return self._anchor
@@ -242,8 +184,9 @@ class Execution:
             except WorkerError as error:
                 failure = str(error)
         if failure:
-            self._fail(case, failure, crew.opened.parity)
+            self._fail(case, failure, crew.worst_parity)
             return
+        assert crew.opened is not None
         timing = member.timing(self._sizes.limits) if self._sizes.timed else None
         record = replace(
             self._blank(case),
@@ -251,7 +194,7 @@ class Execution:
             reason=str(evidence.get("fallback") or ""),
             validity=judge(timing, evidence, case.precision) if timing else "",
             measurement=measurement(crew.opened, evidence, digest),
-            parity=crew.opened.parity,
+            parity=crew.worst_parity,
             quality=crew.quality,
             quality_images=crew.quality_images,
             timing=timing,
@@ -296,11 +239,3 @@ class Execution:
             outputs=self._folder.outputs_file(case.worker_key).resolve(),
             plan=self._sizes.block,
         )
-
-
-class WrongOutputsError(WorkerError):
-    """A session's outputs are not those of the network."""
-
-    def __init__(self, reason: str, parity: Parity | None) -> None:
-        super().__init__(reason)
-        self.parity = parity

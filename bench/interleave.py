@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.measure import FOREIGN_LIMIT, LoadMeter
+from bench.process import Worker, WorkerError
 from bench.records import Block, Case, Timing
 from bench.statistic import half_width
-from bench.worker import Worker, WorkerError
 
 #: Accepted blocks after which the interval is looked at; looking after every block would stop
 #: too early too often.

@@ -89,6 +89,20 @@ def compare(outputs: Outputs, reference: Outputs, precision: str) -> Parity:
     )
 
 
+def worse_of(first: Parity | None, second: Parity | None) -> Parity | None:
+    """Return one parity for two sessions of a worker: the images of the longer comparison, the larger error."""
+    known = [parity for parity in (first, second) if parity]
+    if not known:
+        return None
+    return Parity(
+        images=max(parity.images for parity in known),
+        # NaN, of outputs without a number, is the largest error there is.
+        error=float(np.max([parity.error for parity in known])),
+        tolerance=known[0].tolerance,
+        passed=all(parity.passed for parity in known),
+    )
+
+
 def explain_disagreement(outputs: Outputs, scored: Outputs, reference: Outputs) -> str:
     """Return how far *outputs* are from those that were *scored*, in words; empty if near enough.
 

@@ -1,18 +1,15 @@
-"""One network, backend and precision in its own process: open, score, warm up, time."""
+"""The inside of a worker process, one network, backend and precision: open, score, warm up, time."""
 
 from __future__ import annotations
 
 import hashlib
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.measure import BlockPlan, Clock, stopwatch
 from bench.records import Case, Measurement, Parity, Scalar
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Buffers of real test images that the timed calls take in turn.
 INPUT_BUFFERS = 8
-#: Seconds without an answer after which a worker is taken for hung.
-PATIENCE_S = 900.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +60,8 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """Answer to `score`: parity and quality of the outputs on the test split, or what is wrong with them."""
+    """Answer to `score`: quality of the outputs on the test split, or what is wrong with them."""
 
-    parity: Parity | None = None
     quality: Mapping[str, float] = field(default_factory=dict)
     images: int = 0
     failure: str = ""
@@ -77,22 +71,25 @@ class Bench:
     """The inside of a worker process: one session at a time."""
 
     def __init__(self, job: Job) -> None:
-        import torch
-
-        torch.set_num_threads(job.case.threads)
         self._job, self._images = job, load_test_images(job.store)
         self._stack = ExitStack()
         self._session: Session | None = None
         self._case = job.case
 
-    def open(self, batch_size: int, compared: int) -> Opened:
-        """Build the session for *batch_size* and compare *compared* test images with the reference."""
+    def open(self, batch_size: int, threads: int, compared: int) -> Opened:
+        """Build the session for *batch_size* and *threads*; compare its outputs for *compared* test images.
+
+        They are held against the reference and against those of this worker's scored session.
+        """
+        import torch
+
         from bench.backends import known_backends
         from bench.parity import run_through
 
         self._stack.close()
         self._stack, self._session = ExitStack(), None
-        self._case = replace(self._job.case, batch_size=batch_size)
+        torch.set_num_threads(threads)
+        self._case = replace(self._job.case, batch_size=batch_size, threads=threads)
         network = load_network(self._job)
         elapsed = stopwatch()
         prepared = known_backends()[self._case.backend].prepare(network, self._case, self._job.workdir)
@@ -101,15 +98,15 @@ class Bench:
         parity, failure = None, ""
         if compared:
             outputs = run_through(self._session, self._images[:compared], self._case)
-            parity, failure = self._compare(outputs)
+            parity, failure = self._hold_against_reference(outputs)
             failure = failure or self._disagreement(outputs)
         self._clock = Clock(self._session, self._inputs(), self._job.plan)
         return Opened(build_s=build_s, artifact_bytes=self._session.artifact_bytes, parity=parity, failure=failure)
 
     def score(self) -> Scored:
-        """Run the whole test split through the session; compare and score its outputs.
+        """Run the whole test split through the session and score its outputs.
 
-        They are kept in the job's file, for paired comparisons later.
+        They are kept in the job's file, for `compare` and for paired comparisons later.
         """
         import numpy as np
 
@@ -122,12 +119,14 @@ class Bench:
         np.save(self._job.outputs, outputs)
         if not np.isfinite(outputs).all():
             return Scored(failure=explain_not_finite(outputs))
-        parity, failure = self._compare(outputs)
-        if failure:
-            return Scored(parity=parity, failure=failure)
         labels = open_store(self._job.store).labels("test")
-        quality = score(find_task(self._case.task), outputs, labels)
-        return Scored(parity=parity, quality=quality, images=len(outputs))
+        return Scored(quality=score(find_task(self._case.task), outputs, labels), images=len(outputs))
+
+    def compare(self) -> tuple[Parity | None, str]:
+        """Return the parity of what was scored, and why it is not passed or an empty string."""
+        import numpy as np
+
+        return self._hold_against_reference(np.load(self._job.outputs))
 
     def warm_up(self) -> tuple[int, bool]:
         """Call until the times settle; see `Clock.warm_up`."""
@@ -150,7 +149,7 @@ class Bench:
             facts.setdefault("fallback", f"ran with {facts['threads']} threads, not {self._case.threads}")
         return facts, digest.hexdigest()
 
-    def _compare(self, outputs: Outputs) -> tuple[Parity | None, str]:
+    def _hold_against_reference(self, outputs: Outputs) -> tuple[Parity | None, str]:
         """Return the parity of the first test images' *outputs*; None where there is no reference."""
         import numpy as np
 
@@ -211,14 +210,14 @@ def load_network(job: Job) -> LensNetwork:
     return find_architecture(job.case.architecture).build(find_task(job.case.task))
 
 
-def write_reference(job: Job) -> None:
+def write_reference(job: Job, threads: int) -> None:
     """Compute the reference outputs of the first test images and write them to the job's file."""
     import numpy as np
     import torch
 
     from bench.parity import PARITY_IMAGES, compute_reference
 
-    torch.set_num_threads(job.case.threads)
+    torch.set_num_threads(threads)
     if job.reference is None:
         raise ValueError("the job names no file for the reference")
     images = load_test_images(job.store)[:PARITY_IMAGES]
@@ -237,7 +236,7 @@ def serve(connection: Connection, job: Job) -> None:
         try:
             answer: object = None
             if name == "reference":
-                write_reference(job)
+                write_reference(job, *arguments)
             else:
                 bench = bench or Bench(job)
                 answer = getattr(bench, name)(*arguments)
@@ -246,76 +245,6 @@ def serve(connection: Connection, job: Job) -> None:
             connection.send((False, f"{type(error).__name__}: {error}"))
         else:
             connection.send((True, answer))
-
-
-class WorkerError(RuntimeError):
-    """A worker failed, died or hung; the message is the case's reason."""
-
-
-class Worker:
-    """The parent's handle of a worker process; a context manager that ends it."""
-
-    def __init__(self, job: Job) -> None:
-        context = _process_context()
-        self.job = job
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, job), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    @property
-    def pid(self) -> int:
-        """Return the process id."""
-        return int(self._process.pid or 0)
-
-    def ask(self, name: str, *arguments: object, patience_s: float = PATIENCE_S) -> Any:  # each call has its own type
-        """Call method *name* of the worker's `Bench` and return its answer.
-
-        Raises:
-            WorkerError: If the call failed, the process died, or no answer came in time.
-        """
-        try:
-            self._connection.send((name, arguments))
-            if not self._connection.poll(patience_s):
-                self.kill()
-                raise WorkerError(f"hung: no answer to {name} within {patience_s:.0f} s; killed")
-            done, answer = self._connection.recv()
-        except (EOFError, ConnectionError) as error:
-            raise WorkerError(f"the process died in {name}: {self._cause_of_death()}") from error
-        if not done:
-            raise WorkerError(answer)
-        return answer
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self._process.kill()
-        self._process.join(10)
-
-    def close(self) -> None:
-        """Hang up, and end the process if it does not end by itself."""
-        self._connection.close()
-        self._process.join(5)
-        self.kill()
-
-    def _cause_of_death(self) -> str:
-        self._process.join(10)
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            return f"{name} (out of memory?)" if name == "SIGKILL" else name
-        return f"exit code {code}"
-
-
-def _process_context() -> ForkServerContext | SpawnContext:
-    """Return how processes are made: forks of a server that has imported torch and started no thread.
-
-    That saves seconds a process against a fresh interpreter, which macOS and Windows get.
-    """
-    if sys.platform != "linux":
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "bench.worker"])
-    return context
 
 
 def measurement(opened: Opened, evidence: Mapping[str, Scalar], input_digest: str) -> Measurement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -119,6 +119,39 @@ class LocalSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Free nothing."""
+
+
+class TorchSession(LocalSession):
+    """A module of torch that is called; on CUDA on the caller's current stream.
+
+    Args:
+        module: Maps (B, C, H, W) float32 to (B, K) float32 on the case's device.
+        case: What is run.
+    """
+
+    def __init__(self, module: torch.nn.Module, case: Case) -> None:
+        self._module, self._case = module, case
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        """Return outputs (B, K) float32; each call allocates its own."""
+        import torch
+
+        with torch.inference_mode():
+            outputs: torch.Tensor = self._module(images)
+        return outputs
+
+    def synchronize(self) -> None:
+        """Wait for the device; on the CPU `infer` has waited already."""
+        if self._case.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def name_precision(weights: Iterable[torch.Tensor]) -> tuple[str, str]:
+    """Return the precision that *weights* of more than one dimension have, ``mixed`` if several, and their dtypes."""
+    dtypes = "+".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights if weight.dim() > 1}))
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtypes, "mixed"), dtypes
 
 
 def installed(*distributions: str, remedy: str) -> Availability:

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.backends.base import Availability, LocalSession, installed, refuse_by_table, set_tf32
+from bench.backends.base import Availability, TorchSession, installed, name_precision, refuse_by_table, set_tf32
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
-    import torch
-
     from lensing_models.network import LensNetwork
 
 
@@ -43,41 +41,21 @@ class EagerBackend:
         return EagerSession(ready.to(memory_format=torch.channels_last), case)
 
 
-class EagerSession(LocalSession):
-    """A module run layer by layer; on CUDA on the caller's current stream."""
-
-    def __init__(self, module: torch.nn.Module, case: Case) -> None:
-        self._module = module
-        self._case = case
-
-    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
-        """Return outputs (B, K) float32; each call allocates its own."""
-        import torch
-
-        with torch.inference_mode():
-            outputs: torch.Tensor = self._module(images)
-        return outputs
-
-    def synchronize(self) -> None:
-        """Wait for the device; on the CPU `infer` has waited already."""
-        if self._case.device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
+class EagerSession(TorchSession):
+    """A module run layer by layer."""
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the dtypes of the weights, the TF32 flags and torch's thread count."""
         import torch
 
-        dtypes = {str(weight.dtype).removeprefix("torch.") for weight in self._module.parameters() if weight.dim() > 1}
-        precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get("+".join(sorted(dtypes)), "mixed")
+        precision, dtypes = name_precision(self._module.parameters())
         if precision == "fp32" and self._case.device == "cuda":
             # The stubs of torch 2.15 lack the settings of cuDNN's parts.
             convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
             precision = "tf32" if convolution == "tf32" else "fp32"
         return {
             "precision": precision,
-            "weight_dtypes": "+".join(sorted(dtypes)),
+            "weight_dtypes": dtypes,
             "threads": torch.get_num_threads(),
             "memory_format": "channels_last",
         }

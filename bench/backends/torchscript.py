@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.backends.base import Availability, LocalSession, installed, refuse_by_table, set_tf32
+from bench.backends.base import Availability, TorchSession, installed, name_precision, refuse_by_table, set_tf32
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
@@ -44,39 +44,23 @@ class TorchScriptBackend:
         return TorchScriptSession(module, case, path)
 
 
-class TorchScriptSession(LocalSession):
-    """A frozen graph; on CUDA on the caller's current stream."""
+class TorchScriptSession(TorchSession):
+    """A frozen graph."""
 
     def __init__(self, module: torch.jit.ScriptModule, case: Case, artifact: Path) -> None:
-        self._module = module
-        self._case = case
+        super().__init__(module, case)
+        self._graph = module.graph
         self.artifact_bytes = artifact.stat().st_size
-
-    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
-        """Return outputs (B, K) float32; each call allocates its own."""
-        import torch
-
-        with torch.inference_mode():
-            outputs: torch.Tensor = self._module(images)
-        return outputs
-
-    def synchronize(self) -> None:
-        """Wait for the device; on the CPU `infer` has waited already."""
-        if self._case.device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the dtypes of the weights that the frozen graph holds as constants."""
         import torch
 
         # torch.jit publishes no types for its graph.
-        nodes = self._module.graph.findAllNodes("prim::Constant")  # type: ignore[attr-defined]
-        tensors = [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]
-        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.dim() > 1})
-        precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get("+".join(dtypes), "mixed")
-        return {"precision": precision, "weight_dtypes": "+".join(dtypes), "threads": torch.get_num_threads()}
+        nodes = self._graph.findAllNodes("prim::Constant")  # type: ignore[attr-defined]
+        constants = (node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t")
+        precision, dtypes = name_precision(constants)
+        return {"precision": precision, "weight_dtypes": dtypes, "threads": torch.get_num_threads()}
 
 
 BACKEND = TorchScriptBackend()

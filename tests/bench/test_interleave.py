@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from bench.interleave import Limits, Member, measure_group, why_stop
+from bench.process import WorkerError
 from bench.records import Block, Timing
-from bench.worker import WorkerError
 from tests.bench.conftest import make_case
 
 LIMITS = Limits(blocks=8, most_blocks=16, case_s=10.0, target_ci=0.01)

@@ -12,7 +12,9 @@ from bench.parity import (
     explain_failure,
     padded_batches,
     run_through,
+    worse_of,
 )
+from bench.records import Parity
 from tests.bench.conftest import make_case
 
 
@@ -56,6 +58,16 @@ def test_a_further_session_must_agree_with_the_scored_one(scored_at: float, othe
     said = explain_disagreement(ones * np.float32(other_at), ones * np.float32(scored_at), ones)
 
     assert (said == "") is agrees
+
+
+def test_two_sessions_of_a_worker_are_as_good_as_the_worse() -> None:
+    scored = Parity(images=256, error=1e-6, tolerance=1e-4, passed=True)
+    timed = Parity(images=16, error=2e-4, tolerance=1e-4, passed=False)
+
+    both = worse_of(scored, timed)
+
+    assert both == Parity(images=256, error=2e-4, tolerance=1e-4, passed=False)
+    assert worse_of(scored, None) == scored
 
 
 def test_reduced_precision_has_no_tolerance() -> None:

@@ -132,6 +132,19 @@ def test_every_network_starts_from_the_mean_of_the_labels(architecture: Architec
     assert outputs.item() == pytest.approx(np.log10(mass_store.labels("train")).mean(), rel=1e-5)
 
 
+def test_every_residual_block_starts_as_the_identity(store: Store) -> None:
+    network = fitting.new_network(make_job(store))
+    passed: list[bool] = []
+    for block in network.modules():
+        if getattr(block, "has_skip", False):
+            block.register_forward_hook(lambda block, inputs, outputs: passed.append(torch.equal(inputs[0], outputs)))
+
+    network(torch.rand(2, 1, 150, 150))
+
+    # MobileNetV3-small has six blocks that keep size and width (Howard et al. 2019, table 2).
+    assert passed == [True] * 6
+
+
 def test_batch_norm_holds_the_statistics_of_the_images_after_a_refresh(store: Store) -> None:
     network = fitting.new_network(make_job(store))
     rows = store.indices("train")[:8]

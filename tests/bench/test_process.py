@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.measure import BlockPlan
-from bench.worker import Job, Worker, WorkerError
+from bench.process import Worker, WorkerError
+from bench.worker import Job
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
 from lensing_models.registry import find_task
@@ -36,7 +37,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 def test_a_worker_opens_times_and_gives_evidence(job: Job) -> None:
     worker = Worker(job)
     try:
-        opened = worker.ask("open", 2, 0)
+        opened = worker.ask("open", 2, 2, 0)
         samples = worker.ask("block")
         evidence, digest = worker.ask("evidence")
     finally:
@@ -54,7 +55,7 @@ def test_inputs_are_the_same_bytes_for_every_backend(job: Job) -> None:
     for backend in ("eager", "torchscript"):
         worker = Worker(replace(job, case=replace(job.case, backend=backend)))
         try:
-            worker.ask("open", 4, 0)
+            worker.ask("open", 4, 2, 0)
             digests.add(worker.ask("evidence")[1])
         finally:
             worker.close()
@@ -66,7 +67,7 @@ def test_an_error_in_the_worker_becomes_its_reason(job: Job) -> None:
     worker = Worker(replace(job, store=Path("nowhere")))
     try:
         with pytest.raises(WorkerError, match="nowhere"):
-            worker.ask("open", 1, 0)
+            worker.ask("open", 1, 2, 0)
     finally:
         worker.close()
 
@@ -76,7 +77,7 @@ def test_a_worker_that_dies_is_told_from_one_that_fails(job: Job) -> None:
     try:
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match="died in open: SIGKILL"):
-            worker.ask("open", 1, 0)
+            worker.ask("open", 1, 2, 0)
     finally:
         worker.close()
 
@@ -86,8 +87,8 @@ def test_a_worker_that_hangs_is_killed(job: Job) -> None:
     try:
         os.kill(worker.pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match="hung: no answer to open within 1 s"):
-            worker.ask("open", 1, 0, patience_s=1.0)
+            worker.ask("open", 1, 2, 0, patience_s=1.0)
         with pytest.raises(WorkerError, match="SIGKILL"):
-            worker.ask("open", 1, 0)
+            worker.ask("open", 1, 2, 0)
     finally:
         worker.close()

@@ -1,0 +1,130 @@
+"""The workers of one network: scored side by side, then opened one by one for what is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from bench.parity import PARITY_IMAGES, worse_of
+from bench.process import Worker, WorkerError
+from bench.records import Case, Parity, RunRecord
+from bench.worker import Job, Opened, Scored
+
+#: Patience with the scoring of a whole test split, which may be thousands of images one by one [s].
+SCORE_PATIENCE_S = 3600.0
+#: Fewest images on which a session that is timed is compared; the scored one is on `PARITY_IMAGES`.
+COMPARED_IMAGES = 16
+
+
+@dataclass(kw_only=True, slots=True)
+class Crew:
+    """A worker that is alive, and what is known of its network through its backend."""
+
+    worker: Worker
+    quality: Mapping[str, float]
+    quality_images: int
+    parity: Parity | None
+    opened: Opened | None = None
+
+    def open(self, case: Case) -> str:
+        """Have the session of *case* made, and compared; return what is wrong with it, or an empty string."""
+        images = min(max(case.batch_size, COMPARED_IMAGES), PARITY_IMAGES)
+        try:
+            self.opened = self.worker.ask("open", case.batch_size, case.threads, images)
+        except WorkerError as error:
+            self.opened = None
+            return str(error)
+        return self.opened.failure
+
+    @property
+    def worst_parity(self) -> Parity | None:
+        """Return the larger error of the scored session and of the one that is open."""
+        return worse_of(self.parity, self.opened.parity if self.opened else None)
+
+
+class WrongOutputsError(WorkerError):
+    """A session's outputs are not those of the network."""
+
+    def __init__(self, reason: str, parity: Parity | None = None) -> None:
+        super().__init__(reason)
+        self.parity = parity
+
+
+def score_together(
+    jobs: Sequence[Job], *, scored: Mapping[str, RunRecord], with_reference: bool, say: Callable[[str], None]
+) -> dict[str, Crew | WorkerError]:
+    """Start a worker for each of *jobs*, score it and compare it with the reference; nothing is timed yet.
+
+    On a CPU as many work at a time as a case has threads, with one thread each: the same cores, and
+    none waits for another. A batch of one image gains little from a second thread.
+
+    Args:
+        jobs: One for each worker, all of one network.
+        scored: Records of an earlier attempt by worker key; such workers are not scored again.
+        with_reference: Whether the reference outputs are computed, among the rest; if not, they are there.
+        say: Told what begins.
+
+    Returns:
+        By worker key the crew, whose worker the caller closes, or why there is none.
+    """
+    case = jobs[0].case
+    slots, threads = (case.threads, 1) if case.device == "cpu" else (1, case.threads)
+    workers = {job.case.worker_key: Worker(job) for job in jobs}
+    helper = Worker(jobs[0])
+
+    def compute_reference() -> None:
+        say(f"reference {case.task}/{case.architecture}")
+        helper.ask("reference", threads, patience_s=SCORE_PATIENCE_S)
+
+    def score(job: Job) -> Scored:
+        key = job.case.worker_key
+        say(f"score {key}")
+        workers[key].ask("open", job.case.batch_size, threads, 0)
+        answer: Scored = workers[key].ask("score", patience_s=SCORE_PATIENCE_S)
+        return answer
+
+    with ThreadPoolExecutor(slots) as pool:
+        try:
+            reference = pool.submit(compute_reference) if with_reference else None
+            futures = {key: pool.submit(score, job) for job in jobs if (key := job.case.worker_key) not in scored}
+            for future in (reference, *futures.values()):
+                if future:
+                    future.exception()
+        except BaseException:  # Ctrl-C: the threads would wait for minutes of scoring
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in (helper, *workers.values()):
+                worker.kill()
+            raise
+        finally:
+            helper.close()
+    answers: dict[str, Crew | WorkerError] = {}
+    for key, worker in workers.items():
+        try:
+            if reference and (failure := reference.exception()):
+                raise WorkerError(f"no reference outputs: {failure}")
+            answers[key] = _crew_of_earlier(worker, scored[key]) if key in scored else _crew_of(worker, futures[key])
+        except WorkerError as error:
+            worker.close()
+            answers[key] = error
+    return answers
+
+
+def _crew_of(worker: Worker, future: Future[Scored]) -> Crew:
+    """Return the crew of a *worker* that was scored.
+
+    Raises:
+        WorkerError: If it was not, or its outputs are wrong.
+    """
+    answer = future.result()
+    if answer.failure:
+        raise WrongOutputsError(answer.failure)
+    parity, failure = worker.ask("compare")
+    if failure:
+        raise WrongOutputsError(failure, parity)
+    return Crew(worker=worker, quality=answer.quality, quality_images=answer.images, parity=parity)
+
+
+def _crew_of_earlier(worker: Worker, record: RunRecord) -> Crew:
+    """Return the crew of a *worker* whose network was scored by an earlier attempt."""
+    return Crew(worker=worker, quality=record.quality, quality_images=record.quality_images, parity=record.parity)
