@@ -1,4 +1,4 @@
-"""``python -m lensing_models.data``: simulate a data set, verify one, say what is in it."""
+"""``python -m lensing_models.data``: simulate a data set, verify one, show it, say what is in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lensing_models.command_line import Parser, run_main
 from lensing_models.data import simulate
+from lensing_models.data.contact_sheet import save_contact_sheet
 from lensing_models.data.sky import SKIES
 from lensing_models.data.store import Store, open_store, verify_store
 from lensing_models.preset import Split
@@ -22,6 +23,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "simulate":
         print(_describe(_simulate(arguments)))
+        return 0
+    if arguments.command == "show":
+        save_contact_sheet(open_store(arguments.folder), arguments.out)
+        print(arguments.out)
         return 0
     if not arguments.folder.is_dir():
         raise ValueError(f"no folder {arguments.folder}; make it: python -m lensing_models.data simulate --out ...")
@@ -45,9 +50,14 @@ def _parser() -> Parser:
         make.add_argument(f"--{split}", type=int, default=0, metavar="N", help=f"{split} images (default: none)")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--workers", type=int, default=1, help="processes; the images do not depend on it")
+    make.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to make them (default: cpu)")
+    make.add_argument("--resume", action="store_true", help="complete what a killed call with the same options left")
     make.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     for name, what in (("verify", "read every byte of a data set and compare digests"), ("info", "say what is in one")):
         commands.add_parser(name, help=what).add_argument("folder", type=Path, metavar="DIR")
+    show = commands.add_parser("show", help="draw some images of each class with their parameters")
+    show.add_argument("folder", type=Path, metavar="DIR")
+    show.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     return parser
 
 
@@ -62,6 +72,8 @@ def _simulate(arguments: argparse.Namespace) -> Store:
             sky=arguments.sky,
             seed=arguments.seed,
             workers=arguments.workers,
+            device=arguments.device,
+            resume=arguments.resume,
             progress=lambda done, total: line.reach(done),
         )
 

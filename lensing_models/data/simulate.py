@@ -1,10 +1,13 @@
-"""Data sets of simulated lenses: the same bytes for any number of workers."""
+"""Data sets of simulated lenses: the same bytes for any number of workers, and after a kill."""
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
+import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +20,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from lensing_models.data.draw import LENS_CLASSES, draw_lens, expose, image_stream
+from lensing_models.data.draw import LENS_CLASSES, draw_lens, image_stream
+from lensing_models.data.exposure import Exposure, expose
+from lensing_models.data.law import is_fixed
 from lensing_models.data.lens import Lens, render
 from lensing_models.data.manifest import Recipe, SplitName
 from lensing_models.data.sky import SKIES, Sky
@@ -26,9 +31,11 @@ from lensing_models.preset import Preset, Split
 from lensing_models.registry import explain_unknown
 from lensing_models.specs import TaskSpec
 
-SIMULATOR_VERSION = 1  # raise it when an image of the same recipe changes
-DEFAULT_SKY = "model_i"
+SIMULATOR_VERSION = 2  # raise it when an image of the same recipe changes
+DEFAULT_SKY = "archive_fit"
 CHUNK_IMAGES = 24  # what a worker holds in memory, and how often the progress moves
+CUDA_BATCH = 256  # images that share a random stream of the noise on a GPU, and are always made together
+JOURNAL = "chunks.jsonl"  # catalogue rows of finished chunks, beside the unfinished images
 
 CatalogRow = dict[str, str | int | float]
 Progress = Callable[[int, int], None]
@@ -55,6 +62,8 @@ def simulate_dataset(
     sky: str = DEFAULT_SKY,
     seed: int = 0,
     workers: int = 1,
+    device: str = "cpu",
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Store:
     """Simulate the data of *task* and return their store at *folder*.
@@ -67,6 +76,8 @@ def simulate_dataset(
         seed: Seed of the data set.
         workers: Processes; the bytes do not depend on it. More than one are spawned, so a script
             that asks for them needs the usual ``if __name__ == "__main__"``.
+        device: ``cpu``, or ``cuda``, whose counts may differ from the CPU's in their noise.
+        resume: Whether to complete what a killed call with the same recipe has left.
         progress: Told of every finished chunk.
 
     Raises:
@@ -77,19 +88,36 @@ def simulate_dataset(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     recipe = make_recipe(task, split, sky=sky, seed=seed)
-    chunks = list(_chunks(recipe))
+    physics = SKIES[sky]
+    chunks = list(_chunks(recipe, CHUNK_IMAGES if device == "cpu" else CUDA_BATCH))
 
     def fill(path: Path) -> pd.DataFrame:
-        rows: list[CatalogRow] = []
-        for made in _map(partial(_fill_chunk, task, SKIES[sky], seed, path), chunks, workers):
-            rows += made
-            if progress is not None:
-                progress(len(rows), chunks[-1].row + chunks[-1].stop - chunks[-1].start)
-        return pd.DataFrame(rows)
+        finished = _read_journal(path.with_name(JOURNAL))
+        missing = [chunk for chunk in chunks if chunk.row not in finished]
+        done = sum(map(len, finished.values()))
+        with path.with_name(JOURNAL).open("a", encoding="utf-8") as journal:
+            work = partial(_fill_chunk, task, physics, seed, path, device)
+            for chunk, rows in zip(missing, _map(work, missing, workers), strict=True):
+                finished[chunk.row] = rows
+                journal.write(json.dumps({"row": chunk.row, "catalog": rows}) + "\n")
+                journal.flush()
+                done += len(rows)
+                if progress is not None:
+                    progress(done, sum(recipe.sizes.values()))
+        path.with_name(JOURNAL).unlink()
+        return pd.DataFrame([row for chunk in chunks for row in finished[chunk.row]])
 
-    physics = SKIES[sky]
-    about = f"Simulated lenses, not observations. Sky: {physics.source}. {physics.limits} Task after: {task.source}."
-    return write_store(folder, recipe, fill, about=about)
+    about = f"Simulated lenses, not observations. Sky: {physics.origin}. {physics.limits} Task after: {task.source}."
+    return write_store(folder, recipe, fill, about=about, resume=resume)
+
+
+def _read_journal(path: Path) -> dict[int, list[CatalogRow]]:
+    """Return the catalogue rows of finished chunks by the row where each starts; a torn last line is none."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    entries = [json.loads(line) for line in lines]
+    if lines:  # the next line must not be glued to a torn one
+        path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return {entry["row"]: entry["catalog"] for entry in entries}
 
 
 def ensure_dataset(
@@ -109,34 +137,58 @@ def ensure_dataset(
             log.warning("making the data again: %s", error)
             shutil.rmtree(folder)
     try:
-        return simulate_dataset(task, split, folder, seed=seed, workers=workers, progress=progress)
+        return simulate_dataset(task, split, folder, seed=seed, workers=workers, resume=True, progress=progress)
     except FileExistsError:
         return _expect(open_store(folder), recipe)  # another process was faster
 
 
 def simulate_images(
-    task: TaskSpec, sky: Sky, split: SplitName, indices: Sequence[int], *, seed: int = 0
+    task: TaskSpec, sky: Sky, split: SplitName, indices: Sequence[int], *, seed: int = 0, device: str = "cpu"
 ) -> tuple[NDArray[np.uint16], list[CatalogRow]]:
     """Return (N, 1, H, W) counts and catalogue rows of the images *indices* of a split.
 
     An image depends on (sky, seed, split, index) and its class alone; the class of index i is the
-    i-th of the task's lens classes, taken in turn.
+    i-th of the task's lens classes, taken in turn. On a GPU whole batches of `CUDA_BATCH` are made,
+    whatever part of them is asked for.
     """
-    images = np.empty((len(indices), *task.image_shape), np.uint16)
-    rows = []
+    size = 1 if device == "cpu" else CUDA_BATCH
+    batches: dict[int, tuple[NDArray[np.uint16], list[CatalogRow]]] = {}
     with _one_thread():
-        for place, index in enumerate(indices):
-            rng = image_stream(seed, split, index)
-            lens = draw_lens(sky, task.lens_classes[index % len(task.lens_classes)], rng)
-            images[place, 0] = expose(render_for(task, sky, lens).numpy(), lens, rng)
-            rows.append(_catalog_row(task, split, index, lens))
-    return images, rows
+        for start in dict.fromkeys(index // size * size for index in indices):
+            batches[start] = _make_batch(task, sky, split, range(start, start + size), seed, device)
+    places = [(index // size * size, index % size) for index in indices]
+    images = np.stack([batches[start][0][place] for start, place in places])
+    return images[:, None], [batches[start][1][place] for start, place in places]
 
 
-def render_for(task: TaskSpec, sky: Sky, lens: Lens, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return the noiseless image (H, W) [counts/s/px] of *lens* on the grid of *task*."""
+def _make_batch(
+    task: TaskSpec, sky: Sky, split: SplitName, indices: Sequence[int], seed: int, device: str
+) -> tuple[NDArray[np.uint16], list[CatalogRow]]:
+    """Return (B, H, W) counts and catalogue rows of images that are made together."""
+    streams = [image_stream(seed, split, index) for index in indices]
+    classes = [task.lens_classes[index % len(task.lens_classes)] for index in indices]
+    lenses = [draw_lens(sky, name, rng) for name, rng in zip(classes, streams, strict=True)]
+    generator = torch.Generator(device).manual_seed(int(streams[0].integers(2**63)))
+    images = render_for(task, sky, lenses, device=device)
+    peaks = images.amax(dim=(1, 2)).tolist()
+    exposures = [sky.noise.settle(peak, rng) for peak, rng in zip(peaks, streams, strict=True)]
+    counts = expose(images, exposures, generator).cpu().numpy().astype(np.uint16)
+    facts = zip(indices, lenses, exposures, strict=True)
+    return counts, [_catalog_row(task, split, index, lens, exposure) for index, lens, exposure in facts]
+
+
+def render_for(
+    task: TaskSpec, sky: Sky, lenses: Sequence[Lens], *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> torch.Tensor:
+    """Return the noiseless images (B, H, W) [counts/s/px] of *lenses* on the grid of *task*."""
     return render(
-        lens, side=task.image_shape[1], pixel_scale=task.pixel_scale_arcsec, psf_fwhm=sky.psf_fwhm, dtype=dtype
+        lenses,
+        side=task.image_shape[1],
+        pixel_scale=task.pixel_scale_arcsec,
+        psf_fwhm=sky.psf_fwhm,
+        subgrid=sky.subgrid,
+        dtype=dtype,
+        device=device,
     )
 
 
@@ -147,6 +199,8 @@ def make_recipe(task: TaskSpec, split: Split, *, sky: str = DEFAULT_SKY, seed: i
     channels, height, width = task.image_shape
     if not task.lens_classes or not set(task.lens_classes) <= set(LENS_CLASSES) or channels != 1 or height != width:
         raise ValueError(f"task {task.name!r} is not about single-band square images of {', '.join(LENS_CLASSES)}")
+    if task.kind == "regression" and is_fixed(SKIES[sky].subhalo_mass) and is_fixed(SKIES[sky].subhalo_count):
+        raise ValueError(f"under sky {sky!r} the mass fraction never varies: no data for {task.name!r}")
     return Recipe(
         task=task.name,
         sky=sky,
@@ -177,13 +231,13 @@ def _expect(store: Store, recipe: Recipe) -> Store:
     return store
 
 
-def _chunks(recipe: Recipe) -> Iterator[_Chunk]:
-    """Yield the work in the order of the rows."""
+def _chunks(recipe: Recipe, images: int) -> Iterator[_Chunk]:
+    """Yield the work in the order of the rows; a chunk's bounds depend on the index alone."""
     row = 0
     names: tuple[SplitName, ...] = ("train", "validation", "test")
     for split in names:
-        for start in range(0, recipe.sizes[split], CHUNK_IMAGES):
-            stop = min(start + CHUNK_IMAGES, recipe.sizes[split])
+        for start in range(0, recipe.sizes[split], images):
+            stop = min(start + images, recipe.sizes[split])
             yield _Chunk(split=split, start=start, stop=stop, row=row)
             row += stop - start
 
@@ -196,23 +250,39 @@ def _map(
         yield from map(work, chunks)
         return
     # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
         yield from pool.map(work, chunks)
 
 
-def _fill_chunk(task: TaskSpec, sky: Sky, seed: int, path: Path, chunk: _Chunk) -> list[CatalogRow]:
+def _die_with_parent() -> None:
+    """End this worker when the process that started it is gone, killed or not; the pool does not see to it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _fill_chunk(task: TaskSpec, sky: Sky, seed: int, path: Path, device: str, chunk: _Chunk) -> list[CatalogRow]:
     """Write the images of *chunk* into the array at *path* and return their catalogue rows."""
-    images, rows = simulate_images(task, sky, chunk.split, range(chunk.start, chunk.stop), seed=seed)
+    images, rows = simulate_images(task, sky, chunk.split, range(chunk.start, chunk.stop), seed=seed, device=device)
     stored = np.lib.format.open_memmap(path, mode="r+")
     stored[chunk.row : chunk.row + len(images)] = images
     stored.flush()
     return rows
 
 
-def _catalog_row(task: TaskSpec, split: SplitName, index: int, lens: Lens) -> CatalogRow:
+def _catalog_row(task: TaskSpec, split: SplitName, index: int, lens: Lens, exposure: Exposure) -> CatalogRow:
     """Return label and true parameters of one image."""
     truth: CatalogRow = {
-        name.name: getattr(lens, name.name) for name in fields(lens) if name.name not in ("lens_class", "subhalos")
+        field.name: getattr(facts, field.name)
+        for facts in (lens, exposure)
+        for field in fields(facts)
+        if field.name not in ("lens_class", "subhalos", "shot_twice")
     }
     truth["n_subhalos"] = len(lens.subhalos)
     label = task.classes.index(lens.lens_class) if task.classes else truth[task.targets[0].name]

@@ -29,6 +29,7 @@ from lensing_models.data.manifest import (
 )
 
 IMAGES, CATALOG, MANIFEST, CARD = "images.npy", "catalog.parquet", "manifest.json", "CARD.md"
+BEGUN = "begun"  # holds the recipe's digest while the images are made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,38 +115,52 @@ def verify_store(folder: Path) -> Store:
 
 
 def write_store(
-    folder: Path, recipe: Recipe, fill: Callable[[Path], pd.DataFrame], *, dtype: str = "uint16", about: str
+    folder: Path,
+    recipe: Recipe,
+    fill: Callable[[Path], pd.DataFrame],
+    *,
+    dtype: str = "uint16",
+    about: str,
+    resume: bool = False,
 ) -> Store:
     """Make a store at *folder*; it appears there when it is whole, or not at all.
 
     Args:
         folder: Where to; it must not exist yet. Unfinished work lies beside it, under a hidden
-            name that ends in ``.partial``, and is cleared away by the next writer.
+            name that ends in ``.partial``: cleared away on an error, left where the writer is
+            killed or interrupted, and then completed or cleared away by the next one.
         recipe: What was asked for; its sizes and image shape lay out ``images.npy``.
-        fill: Gets the path of ``images.npy``, all zeros, writes the values there and returns
-            the catalogue in the same order.
+        fill: Gets the path of ``images.npy``, all zeros or as an interrupted `fill` of the same
+            recipe left it, writes the values there and returns the catalogue in the same order.
+            What it keeps beside it to go on later, it removes when it is done.
         dtype: Type of the stored values.
         about: What the data are and where their limits lie, for the card.
+        resume: Whether to go on with the unfinished work of another writer that is gone.
 
     Raises:
         FileExistsError: If *folder* exists, or came to be meanwhile.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name another folder or remove it")
-    _clear_drafts(folder)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    draft.mkdir(parents=True)
+    begun = resume and _adopt_draft(folder, draft, recipe)
+    _clear_drafts(folder, spare=draft if begun else None)
+    draft.mkdir(parents=True, exist_ok=begun)
     try:
-        _lay_out(draft / IMAGES, (sum(recipe.sizes.values()), *recipe.image_shape), dtype)
+        if not begun:
+            _lay_out(draft / IMAGES, (sum(recipe.sizes.values()), *recipe.image_shape), dtype)
+            (draft / BEGUN).write_text(recipe.digest, encoding="ascii")
         fill(draft / IMAGES).to_parquet(draft / CATALOG, index=False)
         manifest = Manifest(
             recipe=recipe, recipe_digest=recipe.digest, dtype=dtype, content_sha256=_content_digest(draft)
         )
         write_manifest(draft / MANIFEST, manifest)
         (draft / CARD).write_text(render_card(manifest, about), encoding="utf-8")
+        (draft / BEGUN).unlink()
         _move(draft, folder)
-    finally:
+    except Exception:
         shutil.rmtree(draft, ignore_errors=True)
+        raise
     return open_store(folder)
 
 
@@ -191,9 +206,27 @@ def _content_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _clear_drafts(folder: Path) -> None:
-    """Remove what writers of *folder* that are no longer alive have left beside it."""
-    for draft in folder.parent.glob(f".{folder.name}.*.partial"):
-        process = draft.name.split(".")[-2]
-        if not process.isdigit() or int(process) == os.getpid() or not psutil.pid_exists(int(process)):
-            shutil.rmtree(draft, ignore_errors=True)
+def _adopt_draft(folder: Path, draft: Path, recipe: Recipe) -> bool:
+    """Move the unfinished work of a writer that is gone to *draft*, if it is of *recipe*; say whether."""
+    for left in _left_drafts(folder):
+        if (left / BEGUN).exists() and (left / BEGUN).read_text(encoding="ascii") == recipe.digest:
+            left.replace(draft)
+            return True
+    return False
+
+
+def _clear_drafts(folder: Path, spare: Path | None) -> None:
+    """Remove what writers of *folder* that are gone have left beside it."""
+    for left in _left_drafts(folder):
+        if left != spare:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _left_drafts(folder: Path) -> list[Path]:
+    """Return the unfinished work of writers of *folder* that are no longer alive, or are this process."""
+    drafts = {path: path.name.split(".")[-2] for path in sorted(folder.parent.glob(f".{folder.name}.*.partial"))}
+    return [
+        path
+        for path, process in drafts.items()
+        if not process.isdigit() or int(process) == os.getpid() or not psutil.pid_exists(int(process))
+    ]

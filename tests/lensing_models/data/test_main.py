@@ -43,10 +43,16 @@ def test_info_says_what_is_in_a_store(store: Store, capsys: pytest.CaptureFixtur
     assert "9 train, 3 validation, 6 test; 6 no, 6 sphere, 6 vort" in capsys.readouterr().out
 
 
+def test_show_draws_a_sheet(store: Store, tmp_path: Path) -> None:
+    assert code_of("show", str(store.folder), "--out", str(tmp_path / "sheet.png")) == 0
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     "argv",
     [
         ("verify", "nowhere"),
+        ("show", "nowhere", "--out", "nowhere.png"),
         ("simulate", "--task", "nothing", "--train", "1", "--out", "nowhere"),
         ("simulate", "--task", "halo_mass", "--out", "nowhere"),
         ("simulate", "--task", "halo_mass", "--train", "1", "--sky", "model_2", "--out", "nowhere"),

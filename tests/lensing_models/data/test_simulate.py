@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,13 @@ from hypothesis import strategies as st
 from lensing_models.data import simulate
 from lensing_models.data.simulate import ensure_dataset, make_recipe, simulate_dataset, simulate_images
 from lensing_models.data.sky import SKIES
-from lensing_models.data.store import Store
+from lensing_models.data.store import Store, open_store
 from lensing_models.preset import PRESETS, Split
 from lensing_models.registry import find_task
 from tests.lensing_models.data.conftest import SIZES
 
 SUBSTRUCTURE, HALO_MASS = find_task("substructure"), find_task("halo_mass")
-MODEL_I = SKIES["model_i"]
+DEFAULT, MODEL_I = SKIES[simulate.DEFAULT_SKY], SKIES["model_i"]
 TINY = dataclasses.replace(PRESETS["quick"], split={"default": Split(train=3, validation=0, test=3)})
 
 
@@ -29,7 +32,7 @@ TINY = dataclasses.replace(PRESETS["quick"], split={"default": Split(train=3, va
 def test_an_image_does_not_depend_on_what_is_made_beside_it(store: Store, order: list[int], size: int) -> None:
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
 
-    images = np.concatenate([simulate_images(SUBSTRUCTURE, MODEL_I, "test", chunk, seed=3)[0] for chunk in chunks])
+    images = np.concatenate([simulate_images(SUBSTRUCTURE, DEFAULT, "test", chunk, seed=3)[0] for chunk in chunks])
 
     np.testing.assert_array_equal(images, store.counts(store.indices("test")[order]))
 
@@ -64,7 +67,7 @@ def test_no_image_is_in_two_splits(store: Store) -> None:
 
 
 def test_another_seed_gives_other_images(store: Store) -> None:
-    images, _ = simulate_images(SUBSTRUCTURE, MODEL_I, "test", range(6), seed=4)
+    images, _ = simulate_images(SUBSTRUCTURE, DEFAULT, "test", range(6), seed=4)
 
     assert not any(np.array_equal(*pair) for pair in zip(images, store.counts(store.indices("test")), strict=True))
 
@@ -86,18 +89,64 @@ def test_labels_of_a_regression_are_the_true_values(tmp_path: Path) -> None:
 
 
 def test_every_label_of_a_regression_is_valid() -> None:
-    _, rows = simulate_images(HALO_MASS, MODEL_I, "train", range(30))
+    _, rows = simulate_images(HALO_MASS, DEFAULT, "train", range(30))
     low, high = HALO_MASS.targets[0].valid
 
     assert all(low <= row["label"] <= high for row in rows)
 
 
-def test_the_brightest_pixel_stands_out_of_the_noise(store: Store) -> None:
-    catalog = store.catalog
-    peaks = store.counts(np.arange(len(catalog))).max(axis=(1, 2, 3))
+def test_the_brightest_pixel_of_model_i_stands_out_of_the_noise() -> None:
+    images, rows = simulate_images(SUBSTRUCTURE, MODEL_I, "test", range(18))
+    noise = [row["exposure"] * row["background_rms"] for row in rows]
 
     # The rms of the background is 0.01 counts/s; a peak of about 21 of it is the authors' setting.
-    assert np.median(peaks / (catalog["exposure"] * catalog["background_rms"])) == pytest.approx(21, rel=0.3)
+    assert np.median(images.max(axis=(1, 2, 3)) / noise) == pytest.approx(21, rel=0.3)
+
+
+def test_corners_of_the_default_sky_are_as_noisy_as_the_archives() -> None:
+    images, _ = simulate_images(SUBSTRUCTURE, DEFAULT, "test", range(12))
+    peaks = images.max(axis=(1, 2, 3))
+    corners = images[:, 0, :10, :10].reshape(len(images), -1)
+
+    # Their thumbnails: an rms of 0.2 to 0.4 % of the peak on a pedestal of 1 to 2 %; 100 pixels tell
+    # an rms to 7 %, and noise lifts the peak.
+    assert np.all((corners.std(axis=1) / peaks > 0.0014) & (corners.std(axis=1) / peaks < 0.0048))
+    assert np.all((corners.mean(axis=1) / peaks > 0.009) & (corners.mean(axis=1) / peaks < 0.023))
+
+
+@pytest.mark.parametrize("sky", SKIES)
+def test_every_sky_shows_what_its_catalogue_says(sky: str) -> None:
+    images, rows = simulate_images(SUBSTRUCTURE, SKIES[sky], "test", range(6))
+
+    assert images.shape == (6, 1, 150, 150)
+    assert [row["class"] for row in rows] == ["no", "sphere", "vort"] * 2
+    assert [row["mass_fraction"] > 0 for row in rows] == [False, True, True] * 2
+
+
+def test_a_sky_whose_fraction_never_varies_has_no_data_for_it() -> None:
+    with pytest.raises(ValueError, match="mass fraction never varies"):
+        make_recipe(HALO_MASS, SIZES, sky="pylensing")
+
+
+def test_a_killed_simulation_is_completed_to_the_same_bytes(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "lensing_models.data", "simulate", "--task", "substructure", "--train", "240"]
+    argv += ["--workers", "2", "--out", str(tmp_path / "new")]
+    whole = simulate_dataset(SUBSTRUCTURE, Split(train=240, validation=0, test=0), tmp_path / "whole")
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    while not [path for path in tmp_path.glob(".new.*.partial/chunks.jsonl") if path.stat().st_size]:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    (journal,) = tmp_path.glob(".new.*.partial/chunks.jsonl")
+    begun = journal.read_text().count("\n")
+
+    done = subprocess.run([*argv, "--resume"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert 0 < begun < 10
+    assert open_store(tmp_path / "new").manifest == whole.manifest
+    assert not list(tmp_path.glob(".new.*"))
 
 
 def test_the_progress_ends_at_the_total(tmp_path: Path) -> None:
@@ -134,7 +183,8 @@ def test_damaged_data_in_the_cache_are_made_again(tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sky_digest": "other"}, {"seed": 1}, {"simulator": 2}, {"task": "other"}, {"image_shape": (1, 64, 64)}]
+    "changes",
+    [{"sky_digest": "other"}, {"seed": 1}, {"simulator": 99}, {"task": "other"}, {"image_shape": (1, 64, 64)}],
 )
 def test_whatever_decides_the_data_is_in_the_digest(changes: dict[str, object]) -> None:
     recipe = make_recipe(SUBSTRUCTURE, SIZES)

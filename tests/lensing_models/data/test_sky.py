@@ -28,11 +28,17 @@ def test_einstein_radii_add_up_in_square_as_masses_do() -> None:
 
 
 def test_the_digest_changes_with_an_assumption() -> None:
-    assert dataclasses.replace(MODEL_I, gamma1=0.06).digest != MODEL_I.digest
+    assert dataclasses.replace(MODEL_I, shear=0.06).digest != MODEL_I.digest
+
+
+def test_the_digest_tells_laws_with_the_same_numbers_apart() -> None:
+    fixed = dataclasses.replace(MODEL_I, subhalo_count=25.0)
+
+    assert fixed.digest != MODEL_I.digest
 
 
 def test_the_digest_does_not_change_with_a_word() -> None:
-    assert dataclasses.replace(MODEL_I, name="other", source="elsewhere", limits="").digest == MODEL_I.digest
+    assert dataclasses.replace(MODEL_I, name="other", origin="elsewhere", limits="").digest == MODEL_I.digest
 
 
 def test_every_sky_is_listed_under_its_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 
@@ -156,12 +157,45 @@ def test_an_edited_recipe_is_found(folder: Path, store: Store) -> None:
 
 def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     def fail(path: Path) -> pd.DataFrame:
-        raise KeyboardInterrupt
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(OSError, match="No space left"):
         write_store(tmp_path / "new", RECIPE, fail, about="")
 
     assert not list(tmp_path.iterdir())
+
+
+def interrupt(path: Path) -> pd.DataFrame:
+    """Write one image and be interrupted."""
+    images = np.lib.format.open_memmap(path, mode="r+")
+    images[0] = 7
+    images.flush()
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_writer_leaves_nothing_in_place(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "new", RECIPE, interrupt, about="")
+
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("resume", "seed", "found"), [(True, 0, 7), (False, 0, 0), (True, 1, 0)])
+def test_only_unfinished_work_of_the_same_recipe_is_gone_on_with(
+    tmp_path: Path, resume: bool, seed: int, found: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "new", RECIPE, interrupt, about="")
+    seen: list[int] = []
+
+    def look(path: Path) -> pd.DataFrame:
+        seen.append(int(np.load(path, mmap_mode="r")[0].max()))
+        return fill(path)
+
+    write_store(tmp_path / "new", dataclasses.replace(RECIPE, seed=seed), look, about="", resume=resume)
+
+    assert seen == [found]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_what_a_dead_writer_left_is_cleared(tmp_path: Path) -> None:
