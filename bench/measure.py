@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FOREIGN_LIMIT = 0.08
 #: Sessions with slower calls than this have blocks of one call: what a 2-core machine needs for a
 #: large network at a large batch.
-LONG_CALL_S = 1.0
+LONG_CALL_S = 0.4
 #: Change between consecutive medians below which a warm-up has settled.
 SETTLED = 0.1
 
