@@ -1,11 +1,11 @@
-"""Data sets of simulated lenses: the same bytes for any number of workers."""
+"""Data sets of simulated lenses and galaxies: the same bytes for any number of workers."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -18,9 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from lensing_models.data.draw import LENS_CLASSES, draw_lens, expose, image_stream
+from lensing_models.data.galaxies import galaxy_source
+from lensing_models.data.galaxy_physics import GALAXIES
 from lensing_models.data.lens import Lens, render
 from lensing_models.data.manifest import Recipe, SplitName
 from lensing_models.data.sky import SKIES, Sky
+from lensing_models.data.source import CatalogRow, Source
 from lensing_models.data.store import Store, open_store, write_store
 from lensing_models.preset import Preset, Split
 from lensing_models.registry import explain_unknown
@@ -30,7 +33,6 @@ SIMULATOR_VERSION = 1  # raise it when an image of the same recipe changes
 DEFAULT_SKY = "model_i"
 CHUNK_IMAGES = 24  # what a worker holds in memory, and how often the progress moves
 
-CatalogRow = dict[str, str | int | float]
 Progress = Callable[[int, int], None]
 """Called with the images done and the images in all."""
 
@@ -52,7 +54,7 @@ def simulate_dataset(
     split: Split,
     folder: Path,
     *,
-    sky: str = DEFAULT_SKY,
+    sky: str | None = None,
     seed: int = 0,
     workers: int = 1,
     progress: Progress | None = None,
@@ -60,10 +62,10 @@ def simulate_dataset(
     """Simulate the data of *task* and return their store at *folder*.
 
     Args:
-        task: Says which lenses there are, in equal parts, and what their label is.
+        task: Says what the images show and what their label is.
         split: Numbers of images.
         folder: Where to; it must not exist.
-        sky: Name of a row of `SKIES`.
+        sky: Name of a source in `SOURCES`; by default that of `default_sky`.
         seed: Seed of the data set.
         workers: Processes; the bytes do not depend on it. More than one are spawned, so a script
             that asks for them needs the usual ``if __name__ == "__main__"``.
@@ -72,23 +74,23 @@ def simulate_dataset(
     Raises:
         FileExistsError: If *folder* exists.
         LookupError: If *sky* is unknown.
-        ValueError: If *task* is not about lenses, or a number makes no sense.
+        ValueError: If the source has no images for *task*, or a number makes no sense.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     recipe = make_recipe(task, split, sky=sky, seed=seed)
+    source = SOURCES[recipe.sky]
     chunks = list(_chunks(recipe))
 
     def fill(path: Path) -> pd.DataFrame:
         rows: list[CatalogRow] = []
-        for made in _map(partial(_fill_chunk, task, SKIES[sky], seed, path), chunks, workers):
+        for made in _map(partial(_fill_chunk, task, source, seed, path), chunks, workers):
             rows += made
             if progress is not None:
                 progress(len(rows), chunks[-1].row + chunks[-1].stop - chunks[-1].start)
         return pd.DataFrame(rows)
 
-    physics = SKIES[sky]
-    about = f"Simulated lenses, not observations. Sky: {physics.source}. {physics.limits} Task after: {task.source}."
+    about = f"Simulated images, not observations. Sky: {source.source}. {source.limits} Task after: {task.source}."
     return write_store(folder, recipe, fill, about=about)
 
 
@@ -115,22 +117,33 @@ def ensure_dataset(
 
 
 def simulate_images(
-    task: TaskSpec, sky: Sky, split: SplitName, indices: Sequence[int], *, seed: int = 0
+    task: TaskSpec, source: Source, split: SplitName, indices: Sequence[int], *, seed: int = 0
 ) -> tuple[NDArray[np.uint16], list[CatalogRow]]:
-    """Return (N, 1, H, W) counts and catalogue rows of the images *indices* of a split.
+    """Return (N, C, H, W) counts and catalogue rows of the images *indices* of a split.
 
-    An image depends on (sky, seed, split, index) and its class alone; the class of index i is the
-    i-th of the task's lens classes, taken in turn.
+    An image depends on (source, seed, split, index) and its class alone. The class of a lens with
+    index i is the i-th of the task's, taken in turn; a galaxy's is drawn from the image's own stream.
     """
     images = np.empty((len(indices), *task.image_shape), np.uint16)
-    rows = []
+    rows: list[CatalogRow] = []
     with _one_thread():
         for place, index in enumerate(indices):
-            rng = image_stream(seed, split, index)
-            lens = draw_lens(sky, task.lens_classes[index % len(task.lens_classes)], rng)
-            images[place, 0] = expose(render_for(task, sky, lens).numpy(), lens, rng)
-            rows.append(_catalog_row(task, split, index, lens))
+            images[place], row = source.draw(task, index, image_stream(seed, split, index))
+            rows.append({"split": split, "index": index, **row})
     return images, rows
+
+
+def lens_source(sky: Sky) -> Source:
+    """Return the source of lenses under *sky*."""
+    return Source(
+        name=sky.name,
+        digest=sky.digest,
+        simulator=SIMULATOR_VERSION,
+        source=sky.source,
+        limits=sky.limits,
+        refuse=_refuse,
+        draw=partial(_draw_lens_image, sky),
+    )
 
 
 def render_for(task: TaskSpec, sky: Sky, lens: Lens, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -140,20 +153,25 @@ def render_for(task: TaskSpec, sky: Sky, lens: Lens, dtype: torch.dtype = torch.
     )
 
 
-def make_recipe(task: TaskSpec, split: Split, *, sky: str = DEFAULT_SKY, seed: int = 0) -> Recipe:
+def default_sky(task: TaskSpec) -> str:
+    """Return the name of the source that *task* is simulated from where none is named."""
+    return DEFAULT_SKY if task.lens_classes else GALAXIES.name
+
+
+def make_recipe(task: TaskSpec, split: Split, *, sky: str | None = None, seed: int = 0) -> Recipe:
     """Return the identity of the data; raise as `simulate_dataset` does where there can be none."""
-    if sky not in SKIES:
-        raise LookupError(explain_unknown("sky", sky, SKIES))
-    channels, height, width = task.image_shape
-    if not task.lens_classes or not set(task.lens_classes) <= set(LENS_CLASSES) or channels != 1 or height != width:
-        raise ValueError(f"task {task.name!r} is not about single-band square images of {', '.join(LENS_CLASSES)}")
+    sky = default_sky(task) if sky is None else sky
+    if sky not in SOURCES:
+        raise LookupError(explain_unknown("sky", sky, SOURCES))
+    if refusal := SOURCES[sky].refuse(task):
+        raise ValueError(f"sky {sky!r}: {refusal}")
     return Recipe(
         task=task.name,
         sky=sky,
-        sky_digest=SKIES[sky].digest,
+        sky_digest=SOURCES[sky].digest,
         seed=seed,
         sizes={"train": split.train, "validation": split.validation, "test": split.test},
-        simulator=SIMULATOR_VERSION,
+        simulator=SOURCES[sky].simulator,
         image_shape=task.image_shape,
         pixel_scale_arcsec=task.pixel_scale_arcsec,
     )
@@ -200,20 +218,38 @@ def _map(
         yield from pool.map(work, chunks)
 
 
-def _fill_chunk(task: TaskSpec, sky: Sky, seed: int, path: Path, chunk: _Chunk) -> list[CatalogRow]:
+def _fill_chunk(task: TaskSpec, source: Source, seed: int, path: Path, chunk: _Chunk) -> list[CatalogRow]:
     """Write the images of *chunk* into the array at *path* and return their catalogue rows."""
-    images, rows = simulate_images(task, sky, chunk.split, range(chunk.start, chunk.stop), seed=seed)
+    images, rows = simulate_images(task, source, chunk.split, range(chunk.start, chunk.stop), seed=seed)
     stored = np.lib.format.open_memmap(path, mode="r+")
     stored[chunk.row : chunk.row + len(images)] = images
     stored.flush()
     return rows
 
 
-def _catalog_row(task: TaskSpec, split: SplitName, index: int, lens: Lens) -> CatalogRow:
+def _refuse(task: TaskSpec) -> str | None:
+    channels, height, width = task.image_shape
+    if task.lens_classes and set(task.lens_classes) <= set(LENS_CLASSES) and channels == 1 and height == width:
+        return None
+    return f"task {task.name!r} is not about single-band square images of {', '.join(LENS_CLASSES)}"
+
+
+def _draw_lens_image(
+    sky: Sky, task: TaskSpec, index: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint16], CatalogRow]:
+    """Return one image and its row, as `Source.draw`."""
+    lens = draw_lens(sky, task.lens_classes[index % len(task.lens_classes)], rng)
+    return expose(render_for(task, sky, lens).numpy(), lens, rng)[None], _catalog_row(task, lens)
+
+
+def _catalog_row(task: TaskSpec, lens: Lens) -> CatalogRow:
     """Return label and true parameters of one image."""
     truth: CatalogRow = {
         name.name: getattr(lens, name.name) for name in fields(lens) if name.name not in ("lens_class", "subhalos")
     }
     truth["n_subhalos"] = len(lens.subhalos)
     label = task.classes.index(lens.lens_class) if task.classes else truth[task.targets[0].name]
-    return {"split": split, "index": index, "label": label, "class": lens.lens_class, **truth}
+    return {"label": label, "class": lens.lens_class, **truth}
+
+
+SOURCES: Mapping[str, Source] = {row.name: row for row in (*map(lens_source, SKIES.values()), galaxy_source(GALAXIES))}
