@@ -15,7 +15,7 @@ from lensing_models.data.sky import Law, Uniform
 class GalaxyPhysics:
     """One set of physical assumptions. A field is a number, or a `Law` that each image draws from.
 
-    Lengths are in px of a frame that is scaled to its galaxy: 25 px are the Petrosian R90.
+    Lengths are in px of a frame that is scaled to its galaxy: 25 px are about the Petrosian R90.
 
     Attributes:
         class_counts: Images of each class in the clean sample, whose shares the classes have.
@@ -94,14 +94,14 @@ class GalaxyPhysics:
 
 GALAXIES = GalaxyPhysics(
     name="galaxies",
-    class_counts=(8434, 8069, 578, 3903, 7806),
+    class_counts=(8434, 8069, 578, 3903, 7806),  # 28,790 in all, as their abstract says
     magnitude=Uniform(15.4, 17.0),
     surface_brightness=Uniform(20.3, 21.9),
     half_light_radius=Uniform(9.0, 13.0),
     centre=Uniform(-1.5, 1.5),
     psf_fwhm=Uniform(1.2, 1.7),
-    counts_per_nmgy=(1000.0, 930.0, 750.0),
-    sky_brightness=(21.8, 20.86, 20.3),
+    counts_per_nmgy=(1000.0, 930.0, 750.0),  # about what 54 s of the SDSS camera give
+    sky_brightness=(21.8, 20.86, 20.3),  # r: the median of DR7; its quartiles of seeing are 1.30 and 1.58 arcsec
     round_q=Uniform(0.85, 1.0),
     in_between_q=Uniform(0.5, 0.8),
     cigar_q=Uniform(0.22, 0.42),
@@ -130,6 +130,7 @@ GALAXIES = GalaxyPhysics(
     source="Our estimate after Galaxy Zoo and SDSS: frames of 4.16 Petrosian R90 (Willett et al. 2013, "
     "arXiv:1308.3496), seeing and sky of SDSS DR7, shares of the clean sample of Dai & Tong 2018 (arXiv:1807.10406)",
     limits="Classes are those of the parameters, not of votes, and there are no bars, rings, dust, neighbours, stars "
-    "or mergers: accuracies do not compare with those on Galaxy Zoo. Counts are linear and their noise is white; "
+    "or mergers: accuracies do not compare with those on Galaxy Zoo. The scale of a frame follows its galaxy; that of "
+    "the task is nominal. Counts are linear and their noise is white; "
     "Galaxy Zoo shows stretched, resampled JPEG images.",
 )

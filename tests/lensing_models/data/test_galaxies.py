@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, special
 
+from lensing_models.data.__main__ import main
 from lensing_models.data.draw import image_stream
 from lensing_models.data.galaxies import (
     GALAXY_CLASSES,
@@ -25,7 +25,7 @@ from lensing_models.data.galaxies import (
 from lensing_models.data.galaxy import BANDS, DARK, Bands, Galaxy, arm_wave, render_galaxy
 from lensing_models.data.galaxy_physics import GALAXIES, GalaxyPhysics
 from lensing_models.data.simulate import SOURCES, make_recipe, simulate_dataset, simulate_images
-from lensing_models.data.store import verify_store
+from lensing_models.data.store import Store, verify_store
 from lensing_models.preset import Split
 from lensing_models.registry import find_task
 
@@ -253,13 +253,26 @@ def test_the_catalogue_holds_every_true_parameter() -> None:
         assert repr(Galaxy(**facts)) == repr(galaxy)  # type: ignore[arg-type]  # a repr, for NaN is not NaN
 
 
-def test_a_store_of_galaxies_is_whole(tmp_path: Path) -> None:
-    made = simulate_dataset(TASK, Split(train=12, validation=0, test=3), tmp_path / "galaxies", seed=1)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Return a small data set of galaxies."""
+    return simulate_dataset(
+        TASK, Split(train=12, validation=0, test=3), tmp_path_factory.mktemp("data") / "galaxies", seed=1
+    )
 
-    store = verify_store(made.folder)
 
+def test_a_store_of_galaxies_is_whole(store: Store) -> None:
+    assert verify_store(store.folder) == store
     assert (store.sky, store.counts(np.arange(2)).shape) == ("galaxies", (2, 3, 104, 104))
+
+
+def test_a_label_is_the_place_of_its_class(store: Store) -> None:
     assert [TASK.classes[label] for label in store.catalog["label"]] == store.catalog["class"].tolist()
+
+
+def test_info_says_what_is_in_a_store_of_galaxies(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(store.folder)]) == 0
+    assert "12 train, 0 validation, 3 test" in capsys.readouterr().out
 
 
 def test_a_source_travels_to_another_process() -> None:

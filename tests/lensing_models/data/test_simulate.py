@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensing_models.data import simulate
-from lensing_models.data.simulate import ensure_dataset, make_recipe, simulate_dataset, simulate_images
-from lensing_models.data.sky import SKIES
+from lensing_models.data.simulate import SOURCES, ensure_dataset, make_recipe, simulate_dataset, simulate_images
 from lensing_models.data.store import Store
 from lensing_models.preset import PRESETS, Split
 from lensing_models.registry import find_task
 from tests.lensing_models.data.conftest import SIZES
 
 SUBSTRUCTURE, HALO_MASS = find_task("substructure"), find_task("halo_mass")
-MODEL_I = SKIES["model_i"]
+MODEL_I = SOURCES["model_i"]
 TINY = dataclasses.replace(PRESETS["quick"], split={"default": Split(train=3, validation=0, test=3)})
 
 
