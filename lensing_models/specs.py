@@ -70,7 +70,7 @@ class TaskSpec:
         targets: Predicted quantities; empty for classification.
         image_shape: Channels, height and width [px] of one image.
         pixel_scale_arcsec: Side of a pixel [arcsec].
-        lens_classes: Classes of the simulator whose images make the task's data.
+        lens_classes: Classes of lenses whose images make the task's data; empty if it is about galaxies.
         primary_metric: Name of the metric that the Pareto frontier uses.
         metrics: Names of the metrics that are reported, primary first.
         source: Where the task comes from.

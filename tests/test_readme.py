@@ -10,7 +10,12 @@ from lensing_models.preset import PRESETS, Preset
 from lensing_models.registry import known_architectures
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-NAMES = {"mobilenetv3_small": "MobileNetV3-small", "resnet18": "ResNet18", "efficientnet_b5": "EfficientNet-B5"}
+NAMES = {
+    "mobilenetv3_small": "MobileNetV3-small",
+    "resnet18": "ResNet18",
+    "resnet34": "ResNet34",
+    "efficientnet_b5": "EfficientNet-B5",
+}
 
 
 def stated(row: str) -> dict[str, str]:

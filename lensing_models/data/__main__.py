@@ -10,7 +10,6 @@ from pathlib import Path
 from lensing_models.command_line import Parser, run_main
 from lensing_models.data import simulate
 from lensing_models.data.contact_sheet import save_contact_sheet
-from lensing_models.data.sky import SKIES
 from lensing_models.data.store import Store, open_store, verify_store
 from lensing_models.preset import Split
 from lensing_models.progress import ProgressLine
@@ -45,7 +44,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("simulate", help="simulate a data set")
     make.add_argument("--task", required=True, help=f"what the labels answer: {', '.join(known_tasks())}")
-    make.add_argument("--sky", default=simulate.DEFAULT_SKY, help=f"physics to draw from: {', '.join(SKIES)}")
+    make.add_argument("--sky", help=f"physics to draw from: {', '.join(simulate.SOURCES)} (default: the task's own)")
     for split in ("train", "validation", "test"):
         make.add_argument(f"--{split}", type=int, default=0, metavar="N", help=f"{split} images (default: none)")
     make.add_argument("--seed", type=int, default=0)
@@ -83,13 +82,13 @@ def _describe(store: Store) -> str:
     recipe, catalog = store.manifest.recipe, store.catalog
     sizes = ", ".join(f"{size} {split}" for split, size in recipe.sizes.items())
     classes = ", ".join(f"{size} {name}" for name, size in catalog["class"].value_counts(sort=False).items())
-    fraction = catalog.loc[catalog["class"] == "sphere", "mass_fraction"]
     lines = [
         f"{store.folder}: {recipe.task}, sky {recipe.sky}, seed {recipe.seed}",
         f"images: {sizes}; {classes}",
         f"recipe {store.recipe_digest[:12]}, content {store.manifest.content_sha256[:12]}",
     ]
-    if len(fraction):
+    if "sphere" in set(catalog["class"]):
+        fraction = catalog.loc[catalog["class"] == "sphere", "mass_fraction"]
         lines.append(f"mass in subhalos: mean {fraction.mean():.4f}, sd {fraction.std(ddof=0):.4f} of the halo")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Data sets of simulated lenses: the same bytes for any number of workers, and after a kill."""
+"""Data sets of simulated lenses and galaxies: the same bytes for any number of workers, and after a kill."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,24 +20,25 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from lensing_models.data.draw import LENS_CLASSES, draw_lens, image_stream
-from lensing_models.data.exposure import Exposure, expose
-from lensing_models.data.law import is_fixed
-from lensing_models.data.lens import Lens, render
+from lensing_models.data.draw import image_stream
+from lensing_models.data.galaxies import galaxy_source
+from lensing_models.data.galaxy_physics import GALAXIES
+from lensing_models.data.lenses import lens_source
 from lensing_models.data.manifest import Recipe, SplitName
-from lensing_models.data.sky import SKIES, Sky
+from lensing_models.data.sky import SKIES
+from lensing_models.data.source import CatalogRow, Source
 from lensing_models.data.store import Store, open_store, write_store
 from lensing_models.preset import Preset, Split
 from lensing_models.registry import explain_unknown
 from lensing_models.specs import TaskSpec
 
-SIMULATOR_VERSION = 2  # raise it when an image of the same recipe changes
 DEFAULT_SKY = "archive_fit"
 CHUNK_IMAGES = 24  # what a worker holds in memory, and how often the progress moves
-CUDA_BATCH = 256  # images that share a random stream of the noise on a GPU, and are always made together
 JOURNAL = "chunks.jsonl"  # catalogue rows of finished chunks, beside the unfinished images
 
-CatalogRow = dict[str, str | int | float]
+#: Everything that images are made from, by name: the skies of the lenses, and the galaxies.
+SOURCES: Mapping[str, Source] = {row.name: row for row in (*map(lens_source, SKIES.values()), galaxy_source(GALAXIES))}
+
 Progress = Callable[[int, int], None]
 """Called with the images done and the images in all."""
 
@@ -59,7 +60,7 @@ def simulate_dataset(
     split: Split,
     folder: Path,
     *,
-    sky: str = DEFAULT_SKY,
+    sky: str | None = None,
     seed: int = 0,
     workers: int = 1,
     device: str = "cpu",
@@ -69,10 +70,10 @@ def simulate_dataset(
     """Simulate the data of *task* and return their store at *folder*.
 
     Args:
-        task: Says which lenses there are, in equal parts, and what their label is.
+        task: Says what the images show and what their label is.
         split: Numbers of images.
         folder: Where to; it must not exist.
-        sky: Name of a row of `SKIES`.
+        sky: Name of a row of `SOURCES`; by default that of `default_sky`.
         seed: Seed of the data set.
         workers: Processes; the bytes do not depend on it. More than one are spawned, so a script
             that asks for them needs the usual ``if __name__ == "__main__"``.
@@ -83,20 +84,20 @@ def simulate_dataset(
     Raises:
         FileExistsError: If *folder* exists.
         LookupError: If *sky* is unknown.
-        ValueError: If *task* is not about lenses, or a number makes no sense.
+        ValueError: If the source has no images for *task*, or a number makes no sense.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     recipe = make_recipe(task, split, sky=sky, seed=seed)
-    physics = SKIES[sky]
-    chunks = list(_chunks(recipe, CHUNK_IMAGES if device == "cpu" else CUDA_BATCH))
+    source = SOURCES[recipe.sky]
+    chunks = list(_chunks(recipe, max(CHUNK_IMAGES, source.batch(device))))
 
     def fill(path: Path) -> pd.DataFrame:
         finished = _read_journal(path.with_name(JOURNAL))
         missing = [chunk for chunk in chunks if chunk.row not in finished]
         done = sum(map(len, finished.values()))
         with path.with_name(JOURNAL).open("a", encoding="utf-8") as journal:
-            work = partial(_fill_chunk, task, physics, seed, path, device)
+            work = partial(_fill_chunk, task, recipe.sky, seed, path, device)
             for chunk, rows in zip(missing, _map(work, missing, workers), strict=True):
                 finished[chunk.row] = rows
                 journal.write(json.dumps({"row": chunk.row, "catalog": rows}) + "\n")
@@ -107,7 +108,7 @@ def simulate_dataset(
         path.with_name(JOURNAL).unlink()
         return pd.DataFrame([row for chunk in chunks for row in finished[chunk.row]])
 
-    about = f"Simulated lenses, not observations. Sky: {physics.origin}. {physics.limits} Task after: {task.source}."
+    about = f"Simulated images, not observations. Sky: {source.origin}. {source.limits} Task after: {task.source}."
     return write_store(folder, recipe, fill, about=about, resume=resume)
 
 
@@ -143,71 +144,45 @@ def ensure_dataset(
 
 
 def simulate_images(
-    task: TaskSpec, sky: Sky, split: SplitName, indices: Sequence[int], *, seed: int = 0, device: str = "cpu"
+    task: TaskSpec, source: Source, split: SplitName, indices: Sequence[int], *, seed: int = 0, device: str = "cpu"
 ) -> tuple[NDArray[np.uint16], list[CatalogRow]]:
-    """Return (N, 1, H, W) counts and catalogue rows of the images *indices* of a split.
+    """Return (N, C, H, W) counts and catalogue rows of the images *indices* of a split.
 
-    An image depends on (sky, seed, split, index) and its class alone; the class of index i is the
-    i-th of the task's lens classes, taken in turn. On a GPU whole batches of `CUDA_BATCH` are made,
-    whatever part of them is asked for.
+    An image depends on (source, seed, split, index) and its class alone. On a GPU whole batches are
+    made, whatever part of them is asked for.
     """
-    size = 1 if device == "cpu" else CUDA_BATCH
+    size = source.batch(device)
     batches: dict[int, tuple[NDArray[np.uint16], list[CatalogRow]]] = {}
     with _one_thread():
         for start in dict.fromkeys(index // size * size for index in indices):
-            batches[start] = _make_batch(task, sky, split, range(start, start + size), seed, device)
-    places = [(index // size * size, index % size) for index in indices]
-    images = np.stack([batches[start][0][place] for start, place in places])
-    return images[:, None], [batches[start][1][place] for start, place in places]
+            together = range(start, start + size)
+            streams = [image_stream(seed, split, index) for index in together]
+            batches[start] = source.make(task, together, streams, device)
+    places = [(index // size * size, index % size, index) for index in indices]
+    images = np.stack([batches[start][0][place] for start, place, _ in places])
+    return images, [{"split": split, "index": index, **batches[start][1][place]} for start, place, index in places]
 
 
-def _make_batch(
-    task: TaskSpec, sky: Sky, split: SplitName, indices: Sequence[int], seed: int, device: str
-) -> tuple[NDArray[np.uint16], list[CatalogRow]]:
-    """Return (B, H, W) counts and catalogue rows of images that are made together."""
-    streams = [image_stream(seed, split, index) for index in indices]
-    classes = [task.lens_classes[index % len(task.lens_classes)] for index in indices]
-    lenses = [draw_lens(sky, name, rng) for name, rng in zip(classes, streams, strict=True)]
-    generator = torch.Generator(device).manual_seed(int(streams[0].integers(2**63)))
-    images = render_for(task, sky, lenses, device=device)
-    peaks = images.amax(dim=(1, 2)).tolist()
-    exposures = [sky.noise.settle(peak, rng) for peak, rng in zip(peaks, streams, strict=True)]
-    counts = expose(images, exposures, generator).cpu().numpy().astype(np.uint16)
-    facts = zip(indices, lenses, exposures, strict=True)
-    return counts, [_catalog_row(task, split, index, lens, exposure) for index, lens, exposure in facts]
+def default_sky(task: TaskSpec) -> str:
+    """Return the name of the source that *task* is simulated from where none is named."""
+    return DEFAULT_SKY if task.lens_classes else GALAXIES.name
 
 
-def render_for(
-    task: TaskSpec, sky: Sky, lenses: Sequence[Lens], *, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> torch.Tensor:
-    """Return the noiseless images (B, H, W) [counts/s/px] of *lenses* on the grid of *task*."""
-    return render(
-        lenses,
-        side=task.image_shape[1],
-        pixel_scale=task.pixel_scale_arcsec,
-        psf_fwhm=sky.psf_fwhm,
-        subgrid=sky.subgrid,
-        dtype=dtype,
-        device=device,
-    )
-
-
-def make_recipe(task: TaskSpec, split: Split, *, sky: str = DEFAULT_SKY, seed: int = 0) -> Recipe:
+def make_recipe(task: TaskSpec, split: Split, *, sky: str | None = None, seed: int = 0) -> Recipe:
     """Return the identity of the data; raise as `simulate_dataset` does where there can be none."""
-    if sky not in SKIES:
-        raise LookupError(explain_unknown("sky", sky, SKIES))
-    channels, height, width = task.image_shape
-    if not task.lens_classes or not set(task.lens_classes) <= set(LENS_CLASSES) or channels != 1 or height != width:
-        raise ValueError(f"task {task.name!r} is not about single-band square images of {', '.join(LENS_CLASSES)}")
-    if task.kind == "regression" and is_fixed(SKIES[sky].subhalo_mass) and is_fixed(SKIES[sky].subhalo_count):
-        raise ValueError(f"under sky {sky!r} the mass fraction never varies: no data for {task.name!r}")
+    sky = default_sky(task) if sky is None else sky
+    if sky not in SOURCES:
+        raise LookupError(explain_unknown("sky", sky, SOURCES))
+    source = SOURCES[sky]
+    if refusal := source.refuse(task):
+        raise ValueError(f"sky {sky!r}: {refusal}")
     return Recipe(
         task=task.name,
         sky=sky,
-        sky_digest=SKIES[sky].digest,
+        sky_digest=source.digest,
         seed=seed,
         sizes={"train": split.train, "validation": split.validation, "test": split.test},
-        simulator=SIMULATOR_VERSION,
+        simulator=source.simulator,
         image_shape=task.image_shape,
         pixel_scale_arcsec=task.pixel_scale_arcsec,
     )
@@ -267,23 +242,11 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _fill_chunk(task: TaskSpec, sky: Sky, seed: int, path: Path, device: str, chunk: _Chunk) -> list[CatalogRow]:
+def _fill_chunk(task: TaskSpec, sky: str, seed: int, path: Path, device: str, chunk: _Chunk) -> list[CatalogRow]:
     """Write the images of *chunk* into the array at *path* and return their catalogue rows."""
-    images, rows = simulate_images(task, sky, chunk.split, range(chunk.start, chunk.stop), seed=seed, device=device)
+    indices = range(chunk.start, chunk.stop)
+    images, rows = simulate_images(task, SOURCES[sky], chunk.split, indices, seed=seed, device=device)
     stored = np.lib.format.open_memmap(path, mode="r+")
     stored[chunk.row : chunk.row + len(images)] = images
     stored.flush()
     return rows
-
-
-def _catalog_row(task: TaskSpec, split: SplitName, index: int, lens: Lens, exposure: Exposure) -> CatalogRow:
-    """Return label and true parameters of one image."""
-    truth: CatalogRow = {
-        field.name: getattr(facts, field.name)
-        for facts in (lens, exposure)
-        for field in fields(facts)
-        if field.name not in ("lens_class", "subhalos", "shot_twice")
-    }
-    truth["n_subhalos"] = len(lens.subhalos)
-    label = task.classes.index(lens.lens_class) if task.classes else truth[task.targets[0].name]
-    return {"split": split, "index": index, "label": label, "class": lens.lens_class, **truth}

@@ -20,19 +20,20 @@ def _weights(architecture: str, task: str) -> dict[str, torch.Tensor]:
     torch.nn.init.normal_(network.output_shift)
     network.train()
     with torch.no_grad():
-        network(lens_like_images(4))
+        network(lens_like_images(4, task))
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-def lens_like_images(count: int) -> torch.Tensor:
-    """Return images (count, 1, 150, 150) float32 in [0, 1] with a smooth structure: noisy rings."""
-    axis = torch.linspace(-3.75, 3.75, 150)
+def lens_like_images(count: int, task: str = "substructure") -> torch.Tensor:
+    """Return images (count, C, H, W) float32 in [0, 1] of the shape that *task* has: smooth, noisy rings."""
+    channels, side, _ = find_task(task).image_shape
+    axis = torch.linspace(-3.75, 3.75, side)
     radius = torch.hypot(axis[None, :], axis[:, None])
     generator = torch.Generator().manual_seed(7)
-    size = 0.8 + torch.rand(count, 1, 1, generator=generator)
+    size = 0.8 + torch.rand(count, 1, 1, 1, generator=generator)
     rings = torch.exp(-0.5 * ((radius - size) / 0.2) ** 2)
-    noise = 0.05 * torch.rand(count, 150, 150, generator=generator)
-    return (rings + noise).clamp(0, 1)[:, None].contiguous()
+    noise = 0.05 * torch.rand(count, channels, side, side, generator=generator)
+    return (rings + noise).clamp(0, 1).contiguous()
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def prepare(build: Build, case: Case, workdir: Path, slots: int = 1) -> Session:
 def check_parity(case: Case, build: Build, workdir: Path) -> None:
     if reason := why_not(case, known_backends()):
         pytest.skip(reason)
-    images = lens_like_images(2)
+    images = lens_like_images(2, case.task)
     reference = compute_reference(build(case.architecture, case.task), images, case.device)
 
     with prepare(build, case, workdir) as session:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from bench.backends import known_backends
 from bench.plan import Sweep, expand_sweep, parse_batch_sizes, resolve_threads, split_sets
+from lensing_models import registry
+from lensing_models.registry import find_architecture
 
 
 def expand(**changes: object) -> Sweep:
@@ -19,11 +23,12 @@ def expand(**changes: object) -> Sweep:
     return expand_sweep(**{**options, **changes}, known=known_backends())  # type: ignore[arg-type]
 
 
-def test_all_is_the_published_pairs_of_the_lensing_tasks() -> None:
+def test_all_is_the_published_pairs() -> None:
     pairs = {(task.name, architecture.name) for task, architecture in expand().pairs}
 
     networks = {"mobilenetv3_small", "resnet18", "efficientnet_b5"}
-    assert pairs == {(task, network) for task in ("substructure", "halo_mass") for network in networks}
+    lensing = {(task, network) for task in ("substructure", "halo_mass") for network in networks}
+    assert pairs == lensing | {("galaxy_morphology", "resnet34")}
 
 
 def test_an_unpublished_pair_is_had_by_naming_it() -> None:
@@ -35,8 +40,8 @@ def test_an_unpublished_pair_is_had_by_naming_it() -> None:
 def test_every_cell_is_planned_once() -> None:
     keys = [planned.case.key for planned in expand().cases]
 
-    # 6 pairs x 5 backends x (fp32, bf16) x 2 batch sizes
-    assert len(keys) == len(set(keys)) == 6 * 5 * 2 * 2
+    # 7 pairs x 5 backends x (fp32, bf16) x 2 batch sizes
+    assert len(keys) == len(set(keys)) == 7 * 5 * 2 * 2
 
 
 def test_a_refused_cell_is_planned_with_its_reason() -> None:
@@ -72,7 +77,10 @@ def test_an_unknown_name_gets_the_nearest_one(option: str, text: str, hint: str)
         expand(**{option: text})
 
 
-def test_a_selection_without_a_pair_is_an_error() -> None:
+def test_a_selection_without_a_pair_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpublished = dataclasses.replace(find_architecture("resnet34"), published={})
+    monkeypatch.setattr(registry, "ARCHITECTURES", (unpublished,))
+
     with pytest.raises(ValueError, match="empty selection"):
         expand(models="resnet34")
 

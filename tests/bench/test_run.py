@@ -220,7 +220,6 @@ def test_a_killed_run_is_completed_and_nothing_measured_twice(bench: Bench) -> N
         (("--models", "resnet19"), "Did you mean 'resnet18'?"),
         (("--tasks", "halomass"), "Did you mean 'halo_mass'?"),
         (("--precisions", "fp23"), "Did you mean 'fp32'?"),
-        (("--models", "resnet34", "--tasks", "all"), "empty selection"),
         (("--batch-sizes", "0"), "positive whole numbers"),
         (("--device", "tpu"), "invalid choice"),
         (("--threads", "two"), "invalid int"),

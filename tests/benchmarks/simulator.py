@@ -23,7 +23,7 @@ import torch
 
 from lensing_models.data.draw import draw_lens
 from lensing_models.data.lens import Lens
-from lensing_models.data.simulate import render_for
+from lensing_models.data.lenses import render_for
 from lensing_models.data.sky import SKIES, Sky
 from lensing_models.registry import find_task
 from tests.lensing_models.data.make_reference import build_model, image_by_lenstronomy, point_masses

@@ -18,6 +18,10 @@ def test_all_with_all_is_the_published_pairs_of_the_lensing_tasks() -> None:
     assert ("substructure", "resnet34") not in names("all", "all")
 
 
+def test_resnet34_is_published_on_galaxies() -> None:
+    assert names("resnet34", "all") == [("galaxy_morphology", "resnet34")]
+
+
 def test_a_pair_that_is_not_published_counts_when_both_sides_are_named() -> None:
     assert names("resnet34", "substructure") == [("substructure", "resnet34")]
 

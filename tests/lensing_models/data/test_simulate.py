@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensing_models.data import simulate
-from lensing_models.data.simulate import ensure_dataset, make_recipe, simulate_dataset, simulate_images
+from lensing_models.data.simulate import SOURCES, ensure_dataset, make_recipe, simulate_dataset, simulate_images
 from lensing_models.data.sky import SKIES
 from lensing_models.data.store import Store, open_store
 from lensing_models.preset import PRESETS, Split
@@ -23,7 +23,7 @@ from lensing_models.registry import find_task
 from tests.lensing_models.data.conftest import SIZES
 
 SUBSTRUCTURE, HALO_MASS = find_task("substructure"), find_task("halo_mass")
-DEFAULT, MODEL_I = SKIES[simulate.DEFAULT_SKY], SKIES["model_i"]
+DEFAULT, MODEL_I = SOURCES[simulate.DEFAULT_SKY], SOURCES["model_i"]
 TINY = dataclasses.replace(PRESETS["quick"], split={"default": Split(train=3, validation=0, test=3)})
 
 
@@ -116,7 +116,7 @@ def test_corners_of_the_default_sky_are_as_noisy_as_the_archives() -> None:
 
 @pytest.mark.parametrize("sky", SKIES)
 def test_every_sky_shows_what_its_catalogue_says(sky: str) -> None:
-    images, rows = simulate_images(SUBSTRUCTURE, SKIES[sky], "test", range(6))
+    images, rows = simulate_images(SUBSTRUCTURE, SOURCES[sky], "test", range(6))
 
     assert images.shape == (6, 1, 150, 150)
     assert [row["class"] for row in rows] == ["no", "sphere", "vort"] * 2
