@@ -1,4 +1,4 @@
-"""``python -m lensing_models.data``: simulate a data set, verify one, say what is in it."""
+"""``python -m lensing_models.data``: simulate or import a data set, verify one, say what is in it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from lensing_models.command_line import Parser, run_main
 from lensing_models.data import simulate
+from lensing_models.data.import_command import add_import_parser, run_import
 from lensing_models.data.sky import SKIES
 from lensing_models.data.store import Store, open_store, verify_store
 from lensing_models.preset import Split
@@ -23,6 +26,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.command == "simulate":
         print(_describe(_simulate(arguments)))
         return 0
+    if arguments.command == "import":
+        print(_describe(run_import(arguments)))
+        return 0
     if not arguments.folder.is_dir():
         raise ValueError(f"no folder {arguments.folder}; make it: python -m lensing_models.data simulate --out ...")
     check = verify_store if arguments.command == "verify" else open_store
@@ -36,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m lensing_models.data", description="Simulate, verify and describe data sets.")
+    parser = Parser(prog="python -m lensing_models.data", description="Make, verify and describe data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("simulate", help="simulate a data set")
     make.add_argument("--task", required=True, help=f"what the labels answer: {', '.join(known_tasks())}")
@@ -46,6 +52,7 @@ def _parser() -> Parser:
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--workers", type=int, default=1, help="processes; the images do not depend on it")
     make.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    add_import_parser(commands)
     for name, what in (("verify", "read every byte of a data set and compare digests"), ("info", "say what is in one")):
         commands.add_parser(name, help=what).add_argument("folder", type=Path, metavar="DIR")
     return parser
@@ -71,7 +78,8 @@ def _describe(store: Store) -> str:
     recipe, catalog = store.manifest.recipe, store.catalog
     sizes = ", ".join(f"{size} {split}" for split, size in recipe.sizes.items())
     classes = ", ".join(f"{size} {name}" for name, size in catalog["class"].value_counts(sort=False).items())
-    fraction = catalog.loc[catalog["class"] == "sphere", "mass_fraction"]
+    known = "mass_fraction" in catalog
+    fraction = catalog.loc[catalog["class"] == "sphere", "mass_fraction"] if known else pd.Series(dtype=float)
     lines = [
         f"{store.folder}: {recipe.task}, sky {recipe.sky}, seed {recipe.seed}",
         f"images: {sizes}; {classes}",
