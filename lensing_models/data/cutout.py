@@ -30,6 +30,7 @@ from lensing_models.registry import explain_unknown
 from lensing_models.specs import TaskSpec
 
 SUFFIXES = (".fits", ".fit", ".fts")
+MAGIC = b"SIMPLE"  # what else astropy takes is compressed, and would be unpacked whatever its size
 
 
 def _open_cutouts(path: Path, task: TaskSpec, labels: Path | None) -> Collection:
@@ -70,9 +71,14 @@ def _row_of(name: str, rows: dict[str, Row]) -> Row | None:
 
 def _cube_candidates(path: Path, rows: dict[str, Row], task: TaskSpec, labels: Path) -> Iterator[Candidate]:
     """Yield an image a plane; its name is its index."""
+    fits = _import_astropy()
     with ExitStack() as stack:
+        stream = stack.enter_context(path.open("rb"))
+        if stream.read(len(MAGIC)) != MAGIC:
+            raise ValueError(f"{path} is no FITS file, or a compressed one")
+        stream.seek(0)
         with _fits_errors(str(path), ValueError):
-            unit = _image_unit(stack.enter_context(_open_cube(path)), str(path))
+            unit = _image_unit(stack.enter_context(fits.open(stream, memmap=False)), str(path))
             number = int(unit.shape[0])
         if len(unit.shape) != 3:
             raise ValueError(f"{path} holds an array of shape {unit.shape}, not a cube (N, H, W)")
@@ -89,13 +95,6 @@ def _cube_candidates(path: Path, rows: dict[str, Row], task: TaskSpec, labels: P
         yield Candidate(name=name, read=partial(_refuse, reason))
 
 
-def _open_cube(path: Path) -> Any:  # Any: astropy is not typed
-    with path.open("rb") as stream:
-        if stream.read(6) != b"SIMPLE":
-            raise BadFileError(f"{path} is no FITS file, or a compressed one")
-    return _import_astropy().open(path, memmap=False)  # planes are read one by one, scaled or not
-
-
 def _label(pixels: Callable[[], Pixels], row: Row, task: TaskSpec) -> Example:
     """Return the image with the label of *row*; BadFileError if *task* knows no such label."""
     if task.targets:
@@ -109,7 +108,7 @@ def _label(pixels: Callable[[], Pixels], row: Row, task: TaskSpec) -> Example:
 
 def _read_image(member: Member, task: TaskSpec) -> Pixels:
     content = member.read()
-    if not content.startswith(b"SIMPLE"):  # astropy would unpack what is compressed, of any size
+    if not content.startswith(MAGIC):
         raise BadFileError(f"{member.label} is no FITS file, or a compressed one")
     fits = _import_astropy()
     with _fits_errors(member.label, BadFileError), fits.open(io.BytesIO(content), memmap=False) as units:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -113,11 +115,15 @@ def pack(where: Path, files: Mapping[str, bytes], packing: str = "folder") -> Pa
         return where / "files"
     path = where / f"files.{packing}"
     if packing == "zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, content in files.items():
                 archive.writestr(name, content)
         return path
-    with tarfile.open(path, "w:gz" if packing == "tgz" else "w") as tar:
+    with ExitStack() as stack:
+        stream = stack.enter_context(
+            gzip.GzipFile(path, "wb", compresslevel=1) if packing == "tgz" else path.open("wb")
+        )
+        tar = stack.enter_context(tarfile.open(fileobj=stream, mode="w"))
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
