@@ -85,7 +85,7 @@ def _iterate_folder(root: Path) -> Iterator[Member]:
 def _iterate_zip(path: Path) -> Iterator[Member]:
     try:
         archive = zipfile.ZipFile(path)
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:  # OSError: it seeks to wherever a damaged directory says
         raise ValueError(f"{path} is truncated or no zip archive: {error}; download it again") from error
     with archive:
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
@@ -169,7 +169,7 @@ def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, label: str) ->
     try:
         with archive.open(info) as stream:
             return _limited(stream.read(MOST_BYTES + 1), label)
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
         raise BadFileError(f"{label} is truncated or damaged: {error}") from error
 
 

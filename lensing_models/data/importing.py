@@ -99,16 +99,7 @@ def import_archive(
     chosen = choose_sizes(kind.shares, survey.pools(), sizes or {})
     splits = draw_splits(survey.entries, chosen, kind.shares, seed)
     rows = [entry for split in SPLITS for entry in splits[split]]
-    recipe = Recipe(
-        task=task.name,
-        sky=kind.name,
-        sky_digest=_digest_content(kind, rows),
-        seed=seed,
-        sizes={str(split): size for split, size in chosen.items()},
-        simulator=IMPORTER_VERSION,
-        image_shape=task.image_shape,
-        pixel_scale_arcsec=task.pixel_scale_arcsec,
-    )
+    recipe = _make_recipe(kind, task, splits, seed)
 
     def fill(images: Path) -> pd.DataFrame:
         _copy_images(collection, images, rows, path, tell)
@@ -123,6 +114,24 @@ def import_archive(
             raise
         size = len(rows) * int(np.prod(task.image_shape)) * np.dtype(survey.dtype).itemsize
         raise OSError(f"the disk of {folder} is full; it takes {size} bytes; nothing was left there") from error
+
+
+def _make_recipe(kind: Kind, task: TaskSpec, splits: Mapping[SplitName, list[Entry]], seed: int) -> Recipe:
+    """Return the identity of the data: what the kind's rule made of the archive, row by row."""
+    content = hashlib.sha256(f"{kind.name}\n{kind.rule}\n".encode())
+    for split in SPLITS:
+        for entry in splits[split]:
+            content.update(f"{entry.name}\t{entry.digest}\t{entry.label!r}\n".encode())
+    return Recipe(
+        task=task.name,
+        sky=kind.name,
+        sky_digest=content.hexdigest(),
+        seed=seed,
+        sizes={str(split): len(splits[split]) for split in SPLITS},
+        simulator=IMPORTER_VERSION,
+        image_shape=task.image_shape,
+        pixel_scale_arcsec=task.pixel_scale_arcsec,
+    )
 
 
 def _copy_images(collection: Collection, images: Path, rows: list[Entry], path: Path, tell: Progress) -> None:
@@ -148,14 +157,6 @@ def _copy_images(collection: Collection, images: Path, rows: list[Entry], path: 
 def _report(tell: Progress, what: str, done: int, total: int | None) -> None:
     if done % REPORT_EVERY == 0 or done == total:
         tell(what, done, total)
-
-
-def _digest_content(kind: Kind, rows: list[Entry]) -> str:
-    """Return the SHA-256 over the kind's rule and name, pixels and label of every row, in order."""
-    total = hashlib.sha256(f"{kind.name}\n{kind.rule}\n".encode())
-    for entry in rows:
-        total.update(f"{entry.name}\t{entry.digest}\t{entry.label!r}\n".encode())
-    return total.hexdigest()
 
 
 def _catalog(splits: Mapping[SplitName, list[Entry]]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import re
 import tokenize
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -41,17 +42,23 @@ def read_npy(content: bytes, name: str) -> NDArray[Any]:  # Any: whatever type t
             nothing of it has run.
     """
     stream = io.BytesIO(content)
-    try:
-        shape, dtype = _read_header(stream)
-        if dtype.hasobject:
-            return _unpickle(content[stream.tell() :], shape)
-        declared, held = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
-        if declared != held or min(shape, default=0) < 0:
-            raise ValueError(f"the header declares {declared} bytes of data, the file has {held}")
-        stream.seek(0)
-        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)  # Any: as above
-    except DAMAGE as error:
-        raise BadFileError(f"{name} is no readable .npy file: {error}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy on headers of Python 2, the compiler on damaged ones
+        try:
+            return _parse(stream, content)
+        except DAMAGE as error:
+            raise BadFileError(f"{name} is no readable .npy file: {error}") from error
+
+
+def _parse(stream: io.BytesIO, content: bytes) -> NDArray[Any]:  # Any: as above
+    shape, dtype = _read_header(stream)
+    if dtype.hasobject:
+        return _unpickle(content[stream.tell() :], shape)
+    declared, held = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
+    if declared != held or min(shape, default=0) < 0:
+        raise ValueError(f"the header declares {declared} bytes of data, the file has {held}")
+    stream.seek(0)
+    array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)  # Any: as above
     return array
 
 

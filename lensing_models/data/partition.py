@@ -63,30 +63,37 @@ def choose_sizes(shares: Shares, available: Mapping[str, int], asked: Mapping[Sp
     Raises:
         ValueError: If a pool has too few images for what was asked, or none for a split.
     """
-    left = {pool: available.get(pool, 0) for pool in shares.pools.values()}
-    for split, size in asked.items():
-        if not 0 <= size <= left[shares.pools[split]]:
-            pool = shares.pools[split]
-            where = f" below {pool}/" if pool else ""
-            raise ValueError(
-                f"{size} {split} images asked for, {left[pool]} of {available.get(pool, 0)} usable ones{where} are left"
-            )
-        left[shares.pools[split]] -= size
-    free = [split for split in SPLITS if split not in asked]
+    left = _take(shares, available, asked)
     totals = Counter[str]()
-    for split in free:
-        totals[shares.pools[split]] += shares.weights[split]
-    for split in free:
-        pool = shares.pools[split]
+    for split in SPLITS:
+        if split not in asked:
+            totals[shares.pools[split]] += shares.weights[split]
+    for pool in totals:
         if pool and not left[pool]:
+            split = next(split for split in SPLITS if split not in asked and shares.pools[split] == pool)
             raise ValueError(f"no usable image below {pool}/ is left for split {split}; go without: --{split} 0")
     scale = min((Fraction(left[pool], total) for pool, total in totals.items()), default=Fraction(0))
     scale = min(scale, Fraction(1)) if shares.capped else scale
     sizes = dict(asked)
     for pool, total in totals.items():
-        weights = {split: shares.weights[split] for split in free if shares.pools[split] == pool}
+        weights = {split: shares.weights[split] for split in SPLITS if split not in asked}
+        weights = {split: weight for split, weight in weights.items() if shares.pools[split] == pool}
         sizes |= apportion(int(scale * total), weights)
     return {split: sizes[split] for split in SPLITS}
+
+
+def _take(shares: Shares, available: Mapping[str, int], asked: Mapping[SplitName, int]) -> dict[str, int]:
+    """Return the usable images by pool that *asked* leaves; ValueError if there are too few."""
+    left = {pool: available.get(pool, 0) for pool in shares.pools.values()}
+    for split, size in asked.items():
+        pool = shares.pools[split]
+        if not 0 <= size <= left[pool]:
+            where = f" below {pool}/" if pool else ""
+            raise ValueError(
+                f"{size} {split} images asked for, {left[pool]} of {available.get(pool, 0)} usable ones{where} are left"
+            )
+        left[pool] -= size
+    return left
 
 
 def apportion(number: int, weights: Mapping[SplitName, int]) -> dict[SplitName, int]:

@@ -50,7 +50,7 @@ def survey_candidates(collection: Collection, *, skip_bad: bool, seen: Callable[
     dtypes = set(DTYPES)
     for number, candidate in enumerate(collection.candidates(), start=1):
         if candidate.name in names:
-            raise ValueError(f"{candidate.name!r} is in the archive twice; names must be unique")
+            raise ValueError(f"{candidate.name!r} is in the archive twice (packed and unpacked side by side?)")
         names.add(candidate.name)
         try:
             entry, fitting = _look_at(candidate)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lensing_models.command_line import run_main
+from lensing_models.data import importing
 from lensing_models.data.__main__ import main
 from lensing_models.data.store import open_store
 from tests.lensing_models.data.packing import class_files, mass_files, pack
@@ -43,6 +44,16 @@ def test_import_shows_how_far_it_is(tmp_path: Path, archive: str, capsys: pytest
     code_of("import", "deeplense_mass", archive, "--out", str(tmp_path / "new"))
 
     assert "copy deeplense_mass: 20/20" in capsys.readouterr().err
+
+
+def test_import_shows_the_first_look_too(
+    tmp_path: Path, archive: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "REPORT_EVERY", 10)
+
+    code_of("import", "deeplense_mass", archive, "--out", str(tmp_path / "new"))
+
+    assert "read deeplense_mass: 20 \n" in capsys.readouterr().err
 
 
 def test_an_import_can_be_described_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

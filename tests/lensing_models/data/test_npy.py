@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lensing_models.data.npy import read_npy
 from lensing_models.data.source import BadFileError
@@ -137,6 +140,16 @@ def test_a_pickled_type_cannot_pass_numbers_off_as_pointers() -> None:
 def test_a_truncated_file_is_named(content: bytes, keep: int) -> None:
     with pytest.raises(BadFileError, match=r"^a\.npy is no readable \.npy file"):
         read_npy(content[:keep], "a.npy")
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), content=st.sampled_from([npy(counts(1, 3)), pair(counts(1, 3), np.float64(0.5))]))
+def test_whatever_is_damaged_is_read_or_refused(data: st.DataObject, content: bytes) -> None:
+    changes = data.draw(st.dictionaries(st.integers(0, len(content) - 1), st.integers(0, 255), max_size=4))
+    damaged = bytes(changes.get(place, byte) for place, byte in enumerate(content))
+
+    with contextlib.suppress(BadFileError):
+        read_npy(damaged, "a.npy")
 
 
 def test_a_header_that_declares_more_than_the_file_holds_is_refused() -> None:
