@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NoReturn
 
-from lensing_models.data.source import BadFileError
+from lensing_models.data.candidate import BadFileError
 
 #: Nothing that is published comes near; what claims more is damaged or hostile.
 MOST_BYTES = 64 << 20

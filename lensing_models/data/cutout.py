@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 
 from lensing_models.data.archive import Member, iterate_members
-from lensing_models.data.label_table import Row, index_rows, read_table
-from lensing_models.data.partition import Shares
-from lensing_models.data.source import (
+from lensing_models.data.candidate import (
     BadFileError,
     Candidate,
     Collection,
@@ -26,6 +24,8 @@ from lensing_models.data.source import (
     as_image,
     check_target,
 )
+from lensing_models.data.label_table import Row, index_rows, read_table
+from lensing_models.data.partition import Shares
 from lensing_models.registry import explain_unknown
 from lensing_models.specs import TaskSpec
 

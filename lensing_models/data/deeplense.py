@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensing_models.data.archive import Member, iterate_members
-from lensing_models.data.npy import read_npy
-from lensing_models.data.partition import Shares
-from lensing_models.data.source import (
+from lensing_models.data.candidate import (
     BadFileError,
     Candidate,
     Collection,
@@ -23,6 +21,8 @@ from lensing_models.data.source import (
     check_target,
     find_class,
 )
+from lensing_models.data.npy import read_npy
+from lensing_models.data.partition import Shares
 from lensing_models.specs import TaskSpec
 
 CLASSES = ("no", "sphere", "vort")

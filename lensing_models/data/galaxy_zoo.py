@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lensing_models.data.archive import Member, iterate_members
+from lensing_models.data.candidate import BadFileError, Candidate, Collection, Example, Kind, as_image, find_class
 from lensing_models.data.label_table import Row, index_rows, read_table
 from lensing_models.data.partition import Shares
-from lensing_models.data.source import BadFileError, Candidate, Collection, Example, Kind, as_image, find_class
 from lensing_models.specs import TaskSpec
 
 SOLUTIONS = "training_solutions_rev1.csv"

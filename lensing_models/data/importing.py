@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from lensing_models.data import cutout, deeplense, galaxy_zoo
+from lensing_models.data.candidate import Collection, Kind
 from lensing_models.data.manifest import Recipe, SplitName
 from lensing_models.data.partition import SPLITS, Entry, choose_sizes, draw_splits
-from lensing_models.data.source import Collection, Kind
 from lensing_models.data.store import Store, write_store
 from lensing_models.data.survey import Survey, hash_pixels, survey_candidates
 from lensing_models.registry import explain_unknown, find_task

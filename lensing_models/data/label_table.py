@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lensing_models.data.source import BadFileError
+from lensing_models.data.candidate import BadFileError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lensing_models.data.source import BadFileError
+from lensing_models.data.candidate import BadFileError
 
 #: What parsing hostile or damaged bytes may raise.
 DAMAGE = (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lensing_models.data.candidate import BadFileError, Candidate, Collection, Pixels
 from lensing_models.data.partition import Entry
-from lensing_models.data.source import BadFileError, Candidate, Collection, Pixels
 
 #: Types that values may be stored in, smallest first; the last holds anything, rounded.
 DTYPES = ("uint8", "uint16", "float16", "float32")

@@ -12,7 +12,7 @@ import pytest
 
 from lensing_models.data import archive
 from lensing_models.data.archive import iterate_members
-from lensing_models.data.source import BadFileError
+from lensing_models.data.candidate import BadFileError
 from tests.lensing_models.data.packing import PACKINGS, pack
 
 FILES = {"top/b/2.npy": b"two", "top/a/1.npy": b"one" * 999, "top/empty": b""}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lensing_models.data.candidate import BadFileError
 from lensing_models.data.importing import import_archive, known_kinds
-from lensing_models.data.source import BadFileError
 from lensing_models.data.store import Store
 from lensing_models.specs import TaskSpec
 from tests.lensing_models.data.packing import CLASSES, MASS, PACKINGS, SIDE, counts, pack

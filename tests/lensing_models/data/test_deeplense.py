@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lensing_models.data.candidate import BadFileError
 from lensing_models.data.importing import find_kind, import_archive
-from lensing_models.data.source import BadFileError
 from lensing_models.data.store import Store, verify_store
 from lensing_models.registry import find_task
 from lensing_models.specs import TaskSpec

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lensing_models.data.candidate import BadFileError
 from lensing_models.data.galaxy_zoo import RULES, SOLUTIONS, name_classes, reduce_image
 from lensing_models.data.importing import LEFT_OUT, find_kind, import_archive
-from lensing_models.data.source import BadFileError
 from lensing_models.data.store import Store
 from tests.lensing_models.data.packing import CLASSES, GALAXIES, PACKINGS, pack
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lensing_models.data import importing
+from lensing_models.data.candidate import BadFileError
 from lensing_models.data.importing import LEFT_OUT, find_kind, find_kinds_task, import_archive
-from lensing_models.data.source import BadFileError
 from lensing_models.data.store import Store, verify_store
 from tests.lensing_models.data.packing import (
     CLASSES,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lensing_models.data.candidate import BadFileError
 from lensing_models.data.label_table import Row, index_rows, read_table
-from lensing_models.data.source import BadFileError
 
 GOOD = b"file,label\na.fits,no\nb.fits,vort\n"
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lensing_models.data.candidate import BadFileError
 from lensing_models.data.npy import read_npy
-from lensing_models.data.source import BadFileError
 from tests.lensing_models.data.packing import Hostile, counts, npy, pair, scaled
 
 
