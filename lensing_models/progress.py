@@ -15,11 +15,12 @@ class ProgressLine:
 
     Args:
         title: What is counted.
-        total: Steps in all.
-        every: In a log, a line is printed each time this share of the total is passed.
+        total: Steps in all; None if nobody knows.
+        every: In a log, a line is printed each time this share of the total is passed; without a
+            total, at every step.
     """
 
-    def __init__(self, title: str, total: int, every: float = 0.1) -> None:
+    def __init__(self, title: str, total: int | None, every: float = 0.1) -> None:
         self._title, self._total, self._done = title, total, 0
         self._every, self._printed = every, 0.0
         console = Console(stderr=True)
@@ -50,10 +51,10 @@ class ProgressLine:
         """Count *steps* as done and show *now*."""
         self._done += steps
         self._bar.update(self._task, completed=self._done, now=now)
-        share = self._done / max(self._total, 1)
+        share = self._done if self._total is None else self._done / max(self._total, 1)
         if not self._terminal and (share - self._printed >= self._every or self._done == self._total):
             self._printed = share
-            print(f"{self._title}: {self._done}/{self._total} {now}", file=sys.stderr, flush=True)
+            self._print(now)
 
     def reach(self, done: int, now: str = "") -> None:
         """Count up to *done*."""
@@ -63,4 +64,8 @@ class ProgressLine:
         """Show *now* without counting; in a log, a line of its own."""
         self._bar.update(self._task, now=now)
         if not self._terminal:
-            print(f"{self._title}: {self._done}/{self._total} {now}", file=sys.stderr, flush=True)
+            self._print(now)
+
+    def _print(self, now: str) -> None:
+        count = str(self._done) if self._total is None else f"{self._done}/{self._total}"
+        print(f"{self._title}: {count} {now}", file=sys.stderr, flush=True)

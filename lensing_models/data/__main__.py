@@ -1,4 +1,4 @@
-"""``python -m lensing_models.data``: simulate a data set, verify one, show it, say what is in it."""
+"""``python -m lensing_models.data``: simulate or import a data set, verify it, show it, say what is in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from lensing_models.command_line import Parser, run_main
 from lensing_models.data import simulate
 from lensing_models.data.contact_sheet import save_contact_sheet
+from lensing_models.data.import_command import add_import_parser, run_import
 from lensing_models.data.store import Store, open_store, verify_store
 from lensing_models.preset import Split
 from lensing_models.progress import ProgressLine
@@ -27,6 +28,9 @@ def main(argv: Sequence[str]) -> int:
         save_contact_sheet(open_store(arguments.folder), arguments.out)
         print(arguments.out)
         return 0
+    if arguments.command == "import":
+        print(_describe(run_import(arguments)))
+        return 0
     if not arguments.folder.is_dir():
         raise ValueError(f"no folder {arguments.folder}; make it: python -m lensing_models.data simulate --out ...")
     check = verify_store if arguments.command == "verify" else open_store
@@ -40,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m lensing_models.data", description="Simulate, verify and describe data sets.")
+    parser = Parser(prog="python -m lensing_models.data", description="Make, verify and describe data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("simulate", help="simulate a data set")
     make.add_argument("--task", required=True, help=f"what the labels answer: {', '.join(known_tasks())}")
@@ -52,6 +56,7 @@ def _parser() -> Parser:
     make.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to make them (default: cpu)")
     make.add_argument("--resume", action="store_true", help="complete what a killed call with the same options left")
     make.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    add_import_parser(commands)
     for name, what in (("verify", "read every byte of a data set and compare digests"), ("info", "say what is in one")):
         commands.add_parser(name, help=what).add_argument("folder", type=Path, metavar="DIR")
     show = commands.add_parser("show", help="draw some images of each class with their parameters")
@@ -87,7 +92,7 @@ def _describe(store: Store) -> str:
         f"images: {sizes}; {classes}",
         f"recipe {store.recipe_digest[:12]}, content {store.manifest.content_sha256[:12]}",
     ]
-    if "sphere" in set(catalog["class"]):
+    if "mass_fraction" in catalog and "sphere" in set(catalog["class"]):
         fraction = catalog.loc[catalog["class"] == "sphere", "mass_fraction"]
         lines.append(f"mass in subhalos: mean {fraction.mean():.4f}, sd {fraction.std(ddof=0):.4f} of the halo")
     return "\n".join(lines)
