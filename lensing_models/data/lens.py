@@ -132,11 +132,13 @@ def render(
     batch = Batch(lenses, axis.to(dtype))
     alpha_x, alpha_y = deflection(batch, axis[None, None, :], axis[None, :, None])
     x, y = axis[None, None, :].to(dtype), axis[None, :, None].to(dtype)
-    stretch_x, stretch_y, cross = batch.send(1 - batch["gamma1"], 1 + batch["gamma1"], batch["gamma2"])
-    beta_x = _add(stretch_x * x, y, -cross).sub_(alpha_x)
-    beta_y = _add(stretch_y * y, x, -cross).sub_(alpha_y)
-    centre = (batch["source_x"], batch["source_y"])
-    image = sersic(batch, "source", beta_x, beta_y, centre, scale=pixel_scale**2)
+    stretch_x, stretch_y, cross, source_x, source_y = batch.send(
+        1 - batch["gamma1"], 1 + batch["gamma1"], batch["gamma2"], batch["source_x"], batch["source_y"]
+    )
+    # Where the rays meet the source plane, seen from the middle of the source.
+    beta_x = _add(stretch_x * x - source_x, y, -cross).sub_(alpha_x)
+    beta_y = _add(stretch_y * y - source_y, x, -cross).sub_(alpha_y)
+    image = sersic(batch, "source", beta_x, beta_y, scale=pixel_scale**2)
     if batch["light_amp"].any():
         image += sersic(batch, "light", x, y, scale=pixel_scale**2)
     if subgrid > 1:
@@ -172,13 +174,14 @@ def _ellipsoid(batch: Batch, x: torch.Tensor, y: torch.Tensor) -> Pair:
     axis_ratio = np.minimum(axis_ratio, ROUNDEST)
     flattening = np.sqrt(1 - axis_ratio**2)
     strength = batch["theta_E"] * np.sqrt(axis_ratio) / flattening
-    cos, sin, squared, f, pull = batch.send(np.cos(angle), np.sin(angle), axis_ratio**2, flattening, strength)
+    cos, sin, squared, f = batch.send(np.cos(angle), np.sin(angle), axis_ratio**2, flattening)
+    back = batch.send(strength * np.cos(angle), -strength * np.sin(angle))
     along, across = _turn(x, y, cos, sin)
     psi = (along * along).mul_(squared).addcmul_(across, across).sqrt_().clamp_(min=SOFTENING)
     # atan2(a, b) is atan(a / b) for b > 0, at half the time.
-    pull_along = torch.atan2(along.mul_(f), psi).mul_(pull)
-    pull_across = across.mul_(f).div_(psi).atanh_().mul_(pull)
-    return _turn(pull_along, pull_across, cos, -sin)
+    pull_along = torch.atan2(along.mul_(f), psi)
+    pull_across = across.mul_(f).div_(psi).atanh_()
+    return _turn(pull_along, pull_across, *back)
 
 
 def _add_subhalos(alpha_x: torch.Tensor, alpha_y: torch.Tensor, batch: Batch, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -193,8 +196,9 @@ def _add_subhalos(alpha_x: torch.Tensor, alpha_y: torch.Tensor, batch: Batch, x:
     # 1 / (dx^2/te^2 + dy^2/te^2): all but the sum and the reciprocal is work on single rows.
     squares = ((dx * dx + SOFTENING**2) / theta_e**2, dy * dy / theta_e**2)
     rows = [part.to(alpha_x.dtype).unbind() for part in (dx, dy, *squares)]
+    pull = torch.empty_like(alpha_x)
     for step_x, step_y, square_x, square_y in zip(*rows, strict=True):
-        pull = (square_x + square_y).reciprocal_()
+        torch.add(square_x, square_y, out=pull).reciprocal_()
         alpha_x.addcmul_(pull, step_x)
         alpha_y.addcmul_(pull, step_y)
 
@@ -208,24 +212,18 @@ def _rod(batch: Batch, x: torch.Tensor, y: torch.Tensor) -> Pair:
     size, angle = batch["vortex_length"], batch["vortex_angle"]
     size = np.where(size > 0, size, 1.0)  # its strength is zero where there is no rod
     strength = batch["vortex_theta_E"] ** 2 / size
-    cos, sin, length, pull = batch.send(np.cos(angle), np.sin(angle), size, strength)
+    cos, sin, length = batch.send(np.cos(angle), np.sin(angle), size)
+    back = batch.send(strength * np.cos(angle), -strength * np.sin(angle))
     along, across = _turn(x, y, cos, sin)
     near, far = along - length / 2, along + length / 2
     square = across * across
-    subtended = torch.atan2(across.mul_(length), near * far + square).mul_(pull)
+    subtended = torch.atan2(across.mul_(length), near * far + square)
     soft = square.add_(SOFTENING**2)
     ratio = far.mul_(far).add_(soft).div_(near.mul_(near).add_(soft))
-    return _turn(ratio.log_().mul_(pull / 2), subtended, cos, -sin)
+    return _turn(ratio.sqrt_().log_(), subtended, *back)
 
 
-def sersic(
-    batch: Batch,
-    name: str,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    centre: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
-    scale: float = 1.0,
-) -> torch.Tensor:
+def sersic(batch: Batch, name: str, x: torch.Tensor, y: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """Return the surface brightness [counts/s/arcsec^2] of a Sersic profile at points [arcsec], times *scale*.
 
     The exponent's constant is Capaccioli's (1989) b_n = 1.9992 n - 0.3271, as in lenstronomy.
@@ -233,17 +231,13 @@ def sersic(
     Args:
         batch: B lenses.
         name: ``source`` or ``light``, the beginning of the fields' names.
-        x: Points, of a shape that broadcasts with *y* to (B, H, W).
+        x: Points from the profile's centre, of a shape that broadcasts with *y* to (B, H, W).
         y: Points.
-        centre: x and y (B,) of the profile [arcsec]; None for the middle.
         scale: Area of a pixel [arcsec^2], for counts/s/px.
     """
     index = batch[f"{name}_n"]
     b_n = 1.9992 * index - 0.3271
     q, angle = _axis_ratio(batch[f"{name}_e1"], batch[f"{name}_e2"])
-    if centre is not None:
-        at_x, at_y = batch.send(*centre)
-        x, y = x - at_x, y - at_y
     # (r/R)^(1/n) = ((along^2 + across^2/q^2) q/R^2)^(1/2n): all factors in one number.
     power = 1 / index
     bright = np.log(np.maximum(batch[f"{name}_amp"] * scale, np.finfo(np.float32).tiny))
