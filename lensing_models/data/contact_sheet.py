@@ -41,9 +41,10 @@ def save_contact_sheet(store: Store, path: Path, *, columns: int = COLUMNS) -> N
     names: tuple[SplitName, ...] = ("test", "validation", "train")
     split = next(name for name in names if len(store.indices(name)))
     rows = store.catalog.iloc[store.indices(split)]
-    by_class = {str(name): group.head(columns) for name, group in rows.groupby("class", sort=False)}
+    order = rows.groupby("class")["label"].min().sort_values().index
+    by_class = {str(name): rows[rows["class"] == name].head(columns) for name in order}
     recipe = store.manifest.recipe
-    figure = Figure(figsize=(2.2 * columns, 2.55 * len(by_class) + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.2 * columns, 2.3 * len(by_class) + 0.4), layout="constrained")
     axes = figure.subplots(len(by_class), columns, squeeze=False)
     for line, (name, group) in zip(axes, by_class.items(), strict=True):
         for place, axis in enumerate(line):
@@ -59,11 +60,13 @@ def save_contact_sheet(store: Store, path: Path, *, columns: int = COLUMNS) -> N
 
 
 def draw_image(axis: Axes, store: Store, row: int) -> None:
-    """Draw one image on *axis*: grey for one band, red-green-blue from the last to the first of three."""
+    """Draw one image on *axis*: one band in false colour, three as red, green and blue over a dark sky."""
     recipe = store.manifest.recipe
     image = scale_to_unit(store.counts(np.array([row])))[0].numpy()
-    image = np.arcsinh(image / STRETCH) / np.arcsinh(1 / STRETCH)
-    shown = image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0)
+    if len(image) == 3:  # the sky differs between the bands, and would tint the whole image
+        image = np.maximum(image - np.median(image, axis=(1, 2), keepdims=True), 0)
+    image = np.minimum(np.arcsinh(image / STRETCH) / np.arcsinh(1 / STRETCH), 1)
+    shown = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
     half_y, half_x = (size * recipe.pixel_scale_arcsec / 2 for size in recipe.image_shape[1:])
     axis.imshow(shown, cmap="inferno", origin="lower", extent=(-half_x, half_x, -half_y, half_y), vmin=0, vmax=1)
     axis.tick_params(labelsize=6)

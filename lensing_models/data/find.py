@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Where the default data sets lie. Safe to delete.
 CACHE = Path("results/cache/data")
+#: Images for which starting a process for each core pays.
+WORTH_WORKERS = 4000
 
 
 def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
@@ -33,8 +36,10 @@ def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
     from lensing_models.progress import ProgressLine
 
     split = preset.split_for(task.name)
-    with ProgressLine(f"simulate {task.name}", split.train + split.validation + split.test, every=0.25) as line:
-        return ensure_dataset(task, preset, CACHE, progress=lambda done, total: line.reach(done))
+    total = split.train + split.validation + split.test
+    workers = (os.cpu_count() or 1) if total >= WORTH_WORKERS else 1
+    with ProgressLine(f"simulate {task.name}", total, every=0.25) as line:
+        return ensure_dataset(task, preset, CACHE, workers=workers, progress=lambda done, total: line.reach(done))
 
 
 def open_task_store(folder: Path, task_name: str) -> Store:

@@ -18,7 +18,7 @@ from lensing_models.data.source import CatalogRow, Source
 from lensing_models.specs import TaskSpec
 
 GALAXY_CLASSES = ("round", "in_between", "cigar", "edge_on", "spiral")
-SIMULATOR_VERSION = 1  # raise it when an image of the same recipe changes
+SIMULATOR_VERSION = 2  # raise it when an image of the same recipe changes
 EXPONENTIAL_R50 = 1.67835  # half-light radius of an exponential disc in scale lengths
 
 
@@ -200,7 +200,10 @@ def _make_images(
 def _draw_image(
     physics: GalaxyPhysics, task: TaskSpec, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint16], CatalogRow]:
-    """Return one image (3, H, W) and its row."""
+    """Return one image (3, H, W) and its row.
+
+    The bands are i, r and g: red, green and blue, as in the composites that Galaxy Zoo shows.
+    """
     galaxy = draw_galaxy(physics, draw_class(rng, physics), rng)
     psf_fwhm_px = galaxy.psf_fwhm / galaxy.pixel_scale
     image = render_galaxy(galaxy, side=task.image_shape[1], psf_fwhm_px=psf_fwhm_px)
@@ -210,7 +213,7 @@ def _draw_image(
             row |= {f"{name}_{band}": one for band, one in zip(BANDS, value, strict=True)}
         elif name != "galaxy_class":
             row[name] = value
-    return expose_galaxy(image.numpy(), galaxy, rng), row
+    return expose_galaxy(image.numpy(), galaxy, rng)[::-1], row
 
 
 def _major_radius(frame: Galaxy, axis_ratio: float) -> float:

@@ -1,6 +1,6 @@
 """What does the galaxy look like: round, in between, like a cigar, a disc on edge, a spiral?
 
-The bands are g, r, i. A frame is scaled to its galaxy, as in Galaxy Zoo: its 424 px of 0.02
+The bands are i, r, g: red, green, blue. A frame is scaled to its galaxy, as in Galaxy Zoo: its 424 px of 0.02
 Petrosian R90 in r, cut to the middle 208 and averaged 2 x 2, so that a pixel is 0.04 R90 and a
 frame 4.16 R90, whatever the angle. `pixel_scale_arcsec` is nominal, that of R90 = 10 arcsec; the
 true one of each simulated image stands in the catalogue.
