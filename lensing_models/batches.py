@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.preset import Preset
-from lensing_models.specs import ArchitectureSpec, TaskSpec
+from lensing_models.specs import ArchitectureSpec, Schedule, TaskSpec
 
 if TYPE_CHECKING:
     from lensing_models.data.store import Store
@@ -35,9 +35,14 @@ class Job:
             )
 
     @property
+    def schedule(self) -> Schedule:
+        """Return how the network is fitted at this size of work."""
+        return self.architecture.quick if self.preset.step_capped else self.architecture.full
+
+    @property
     def batch_size(self) -> int:
         """Return the images in a step."""
-        return min(self.architecture.fit_batch_size, len(self.store.indices("train")))
+        return min(self.schedule.batch_size, len(self.store.indices("train")))
 
     @property
     def epoch_steps(self) -> int:
@@ -48,7 +53,7 @@ class Job:
     def steps(self) -> int:
         """Return the steps of the whole fit."""
         steps = self.preset.epochs * self.epoch_steps
-        return min(steps, self.architecture.quick_steps) if self.preset.step_capped else steps
+        return min(steps, self.schedule.most_steps or steps)
 
     def labels(self) -> torch.Tensor:
         """Return what the loss wants for the training split: (N,) int64 classes or float32 log10."""
@@ -76,6 +81,20 @@ class Epoch:
             chosen = self._order[step * size : (step + 1) * size]
             images = scale_to_unit(self._job.store.counts(self._rows[chosen]))
             yield turn(images, self._turns[chosen]), self._labels[chosen]
+
+
+class Validation:
+    """The batches of the validation split: the images as they are, in order."""
+
+    def __init__(self, job: Job, batch_size: int = 64) -> None:
+        self._store, self._rows, self._size = job.store, job.store.indices("validation"), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._size)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self._rows), self._size):
+            yield scale_to_unit(self._store.counts(self._rows[start : start + self._size]))
 
 
 def turn(images: torch.Tensor, turns: NDArray[np.int64]) -> torch.Tensor:

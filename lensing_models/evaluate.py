@@ -103,6 +103,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("checkpoint", type=Path, help="the .safetensors file; its card lies beside it")
     parser.add_argument("--data", type=Path, required=True, help="a data set, or a folder of one for each task")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="picture: ROC and confusion, or predicted against true")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
@@ -125,6 +126,12 @@ def main(argv: Sequence[str]) -> int:
     if store.recipe_digest != card.recipe_digest:
         print(f"other data than it was fitted on: {store.recipe_digest[:12]}, not {card.recipe_digest[:12]}")
     print(render(task, score(task, outputs, labels), bootstrap(task, outputs, labels)))
+    if arguments.out:
+        from lensing_models.picture import save_answers
+
+        title = f"{task.name}/{card.architecture} ({state}), {len(indices)} {arguments.split} images"
+        save_answers(task, outputs, labels, arguments.out, title)
+        print(arguments.out)
     return 0
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib.metadata
-import logging
-import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightning.pytorch as lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -23,7 +21,7 @@ from lensing_models.batches import Epoch, Job
 from lensing_models.checkpoint import Card, revision, round_weights
 from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.evaluate import predict
-from lensing_models.losses import task_loss
+from lensing_models.loop import BEST, LAST, Precision, run_loop, step_once
 from lensing_models.metrics import score
 from lensing_models.network import LensNetwork
 from lensing_models.preset import Preset
@@ -33,10 +31,10 @@ from lensing_models.specs import ArchitectureSpec, TaskSpec
 if TYPE_CHECKING:
     from lensing_models.data.store import Store
 
-WEIGHT_DECAY = 0.05
-WARM_UP = 0.1  # share of the steps
-CLIP_NORM = 1.0
-LARGEST_DECAY = 0.999  # of the weight average
+PLAN = "fit.json"  # what a resumed fit must have in common with the one that was killed
+TIMED_STEPS, UNTIMED_STEPS = 12, 3
+#: Validating an epoch, and refreshing and scoring at the end, beside the steps themselves.
+OVERHEAD = 1.1
 
 
 def fit(
@@ -48,6 +46,9 @@ def fit(
     seed: int,
     threads: int,
     device: str = "auto",
+    folder: Path | None = None,
+    resume: bool = False,
+    time_budget_s: float | None = None,
 ) -> tuple[LensNetwork, Card]:
     """Fit *architecture* to the training split of *store*.
 
@@ -61,6 +62,9 @@ def fit(
         seed: Of the first weights, the shuffling and the augmentation.
         threads: CPU threads of torch, for the whole process from here on.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is one.
+        folder: Where logs, and the state to resume from, are written; None for neither.
+        resume: Whether to go on with a fit of the same arguments that was killed, if *folder* has one.
+        time_budget_s: Wall time [s] to which the number of epochs is cut, schedule and all.
 
     Returns:
         The network on the CPU in evaluation mode, weights rounded as a checkpoint rounds them,
@@ -74,16 +78,88 @@ def fit(
     torch.set_num_threads(threads)
     job = Job(task=task, architecture=architecture, store=store, preset=preset, seed=seed)
     network = new_network(job)
+    precision = chosen_precision(network, device)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    job = _planned(job, network, device, precision, folder, resume, time_budget_s)
     with ProgressLine(f"fit {task.name}/{architecture.name}", job.steps) as progress:
-        _run_trainer(_Fit(job, network), progress, device)
+        steps = run_loop(
+            job, network, device=device, precision=precision, progress=progress, folder=folder, resume=resume
+        )
         network.to(device)
         images = 8 * job.batch_size if preset.step_capped else 2048
         refresh_batch_norm(network, store, store.indices("train")[:images])
         round_weights(network.eval())
-        card = _score(job, network)
+        card = _score(job, network, steps=steps, converged=not preset.step_capped and job.preset == preset)
         progress.say(f"validation {task.primary_metric} {card.validation[task.primary_metric]:.4g}")
+    if folder:
+        _drop_state(folder)  # that of a finished fit is of no use, and large
     network.to("cpu")
     return network.to(memory_format=torch.contiguous_format), card
+
+
+def _planned(
+    job: Job,
+    network: LensNetwork,
+    device: str,
+    precision: Precision,
+    folder: Path | None,
+    resume: bool,
+    time_budget_s: float | None,
+) -> Job:
+    """Return *job* with as many epochs as the time allows, or as the fit that is resumed was given.
+
+    Raises:
+        ValueError: If that fit was of something else.
+    """
+    asked = {
+        "task": job.task.name,
+        "architecture": job.architecture.name,
+        "recipe_digest": job.store.recipe_digest,
+        "preset": job.preset.name,
+        "seed": job.seed,
+    }
+    plan = folder / PLAN if folder else None
+    if plan and resume and plan.exists():
+        begun = json.loads(plan.read_text(encoding="utf-8"))
+        epochs = begun.pop("epochs")
+        if begun != asked:
+            raise ValueError(f"{plan} is of another fit ({begun}); resume with its arguments or choose another --out")
+    else:
+        epochs = job.preset.epochs
+        if time_budget_s is not None and not job.preset.step_capped:
+            epochs = affordable_epochs(job, network, device, precision, time_budget_s)
+        if folder:
+            _drop_state(folder)
+    if plan:
+        plan.write_text(json.dumps({**asked, "epochs": epochs}), encoding="utf-8")
+    return dataclasses.replace(job, preset=dataclasses.replace(job.preset, epochs=epochs))
+
+
+def _drop_state(folder: Path) -> None:
+    for name in (LAST, BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def affordable_epochs(job: Job, network: LensNetwork, device: str, precision: Precision, budget_s: float) -> int:
+    """Return how many epochs fit into *budget_s*, by timing some steps; 1 or more, at most the preset's.
+
+    Args:
+        job: Gives the batches and the preset.
+        network: A copy of it is fitted for these steps.
+        device: ``cpu`` or ``cuda``.
+        precision: Of the arithmetic.
+        budget_s: Wall time [s].
+    """
+    trial = copy.deepcopy(network).to(device)
+    optimizer = torch.optim.AdamW(trial.parameters(), lr=1e-9)
+    times = []
+    for _, batch in zip(range(UNTIMED_STEPS + TIMED_STEPS), Epoch(job, 0), strict=False):
+        started = time.perf_counter()
+        step_once(job, trial, optimizer, batch, device, precision)
+        times.append(time.perf_counter() - started)
+    step_s = float(np.median(times[UNTIMED_STEPS:] or times))
+    return int(np.clip(budget_s / (OVERHEAD * step_s * job.epoch_steps), 1, job.preset.epochs))
 
 
 def new_network(job: Job) -> LensNetwork:
@@ -127,24 +203,7 @@ def refresh_batch_norm(network: nn.Module, store: Store, indices: NDArray[np.int
     )
 
 
-def learning_rate_share(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at *step* of *steps*: linear warm-up, then cosine to 0."""
-    warm_up = max(1, round(WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
-def average_decay(averaged: int) -> float:
-    """Return the decay of the weight average after that many updates.
-
-    The ramp (1 + n) / (10 + n) spans about the last tenth of a short fit; a constant 0.999 would
-    keep the random weights of a fit of a hundred steps.
-    """
-    return min(LARGEST_DECAY, (1 + averaged) / (10 + averaged))
-
-
-def chosen_precision(network: nn.Module, device: str) -> Literal["bf16-mixed", "32-true"]:
+def chosen_precision(network: nn.Module, device: str) -> Precision:
     """Return Lightning's name of the precision that fits *network* fastest on *device*.
 
     On a CPU bf16 needs its own instructions and helps dense convolutions only: with two Zen 4
@@ -158,106 +217,11 @@ def chosen_precision(network: nn.Module, device: str) -> Literal["bf16-mixed", "
     return "bf16-mixed" if has_bf16 and not has_depthwise else "32-true"
 
 
-class _Fit(lightning.LightningModule):
-    """What Lightning is told: batches, loss, optimiser and learning rate."""
-
-    def __init__(self, job: Job, network: LensNetwork) -> None:
-        super().__init__()
-        self.job, self.network = job, network
-
-    def train_dataloader(self) -> Epoch:
-        return Epoch(self.job, self.current_epoch)
-
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        images, labels = batch
-        return task_loss(self.job.task, self.network, self.network(images), labels)
-
-    def configure_optimizers(self) -> Any:  # Lightning's own alias for the many shapes allowed here is private
-        parameters = list(self.network.parameters())
-        groups = [
-            {"params": [value for value in parameters if value.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-            {"params": [value for value in parameters if value.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.job.architecture.learning_rate)
-        steps = self.job.steps
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
-
-
-class _Average(WeightAveraging):
-    """Lightning's weight averaging, with the ramp of `average_decay`."""
-
-    def __init__(self) -> None:
-        super().__init__(multi_avg_fn=_blend)
-
-
-@torch.no_grad()
-def _blend(averages: list[torch.Tensor], current: list[torch.Tensor], averaged: torch.Tensor) -> None:
-    """Move *averages* towards *current* in place; integers (batch norm's counters) are copied."""
-    if averages[0].is_floating_point():
-        torch._foreach_lerp_(averages, current, 1 - average_decay(int(averaged)))
-    else:
-        torch._foreach_copy_(averages, current)
-
-
-class _Report(Callback):
-    """Shows the loss of each step; on a GPU of a hundred steps, because reading it waits for the device."""
-
-    def __init__(self, progress: ProgressLine, steps: int, device: str) -> None:
-        self._progress, self._every = progress, max(1, steps // 100) if device == "cuda" else 1
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:  # Lightning's signature
-        step = trainer.global_step
-        if step % self._every == 0 or step == trainer.max_steps:
-            self._progress.reach(step, f"loss {float(outputs['loss']):.4g}")
-
-
-def _run_trainer(module: _Fit, progress: ProgressLine, device: str) -> None:
-    """Fit *module* in place."""
-    steps = module.job.steps
-    with _quiet_lightning():
-        trainer = lightning.Trainer(
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            precision=chosen_precision(module.network, device),
-            max_epochs=-1,
-            max_steps=steps,
-            limit_val_batches=0,
-            gradient_clip_val=CLIP_NORM,
-            reload_dataloaders_every_n_epochs=1,
-            callbacks=[_Average(), _Report(progress, steps, device)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module)
-    if not all(bool(torch.isfinite(value).all()) for value in module.network.parameters()):
-        row = module.job.architecture
-        raise ValueError(f"the fit of {row.name} diverged; lower its learning rate, now {row.learning_rate:g}")
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's hints and its advice on workers and loggers off the console."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _score(job: Job, network: LensNetwork) -> Card:
+def _score(job: Job, network: LensNetwork, *, steps: int, converged: bool) -> Card:
     """Return the card of a fitted network, its metrics among it."""
     capped = job.preset.step_capped
     # Scoring a capped fit stays cheaper than the fit itself: EfficientNet-B5 would take a minute.
-    most = job.steps * job.batch_size // 2 if capped else None
+    most = steps * job.batch_size // 2 if capped else None
     scores, counts = {}, {}
     for split in ("validation", "test"):
         indices = job.store.indices(split)[:most]
@@ -270,9 +234,9 @@ def _score(job: Job, network: LensNetwork) -> Card:
         sky=job.store.sky,
         preset=job.preset.name,
         seed=job.seed,
-        steps=job.steps,
-        epochs=job.steps / job.epoch_steps,
-        converged=not capped,
+        steps=steps,
+        epochs=steps / job.epoch_steps,
+        converged=converged,
         scored_images=counts,
         validation=scores["validation"],
         test=scores["test"],

@@ -9,21 +9,49 @@ from lensing_models.network import LensNetwork
 from lensing_models.specs import TaskSpec
 
 
-def task_loss(task: TaskSpec, network: LensNetwork, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the loss of a batch: cross entropy, or the squared error in standard deviations.
+def task_loss(
+    task: TaskSpec,
+    network: LensNetwork,
+    outputs: torch.Tensor,
+    labels: torch.Tensor,
+    alpha: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the loss of a batch: focal loss or cross entropy, or the squared error in standard deviations.
 
     Args:
-        task: Its kind chooses the loss.
+        task: Its kind chooses the loss, its `focal_gamma` the focus.
         network: Its `output_scale` is the spread of a regression's labels.
         outputs: (B, K) float32 from *network*.
         labels: (B,) int64 class indices, or float32 log10 of the target.
+        alpha: (K,) float32 weight of each class, as `class_weights` gives it; all 1 if None.
 
     Returns:
         Scalar, the mean over the batch.
     """
-    if task.kind == "classification":
+    if task.kind == "regression":
+        return standardised_mse(outputs[:, 0], labels, network.output_scale)
+    if task.focal_gamma == 0 and alpha is None:
         return functional.cross_entropy(outputs, labels)
-    return standardised_mse(outputs[:, 0], labels, network.output_scale)
+    return focal_loss(outputs, labels, gamma=task.focal_gamma, alpha=alpha)
+
+
+def class_weights(task: TaskSpec, labels: torch.Tensor) -> torch.Tensor | None:
+    """Return the weight (K,) float32 of each class of *task*, 1 on average over *labels*.
+
+    A class weighs as the inverse of its share to the power `TaskSpec.balance`.
+
+    Args:
+        task: Its classes and its balance.
+        labels: (N,) int64 class indices of the training images.
+
+    Returns:
+        None where all classes weigh alike; a class without images weighs as one with a single image.
+    """
+    if task.balance == 0:
+        return None
+    counts = torch.bincount(labels, minlength=len(task.classes)).double()
+    weights = counts.clamp_min(1) ** -task.balance
+    return (weights * (counts.sum() / (weights * counts).sum())).float()
 
 
 def standardised_mse(predicted: torch.Tensor, true: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

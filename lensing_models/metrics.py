@@ -69,6 +69,16 @@ def accuracy(outputs: FloatArray, labels: LabelArray) -> float:
     return float(np.mean(outputs.argmax(axis=1) == labels))
 
 
+def macro_recall(outputs: FloatArray, labels: LabelArray) -> float:
+    """Return the share of each class that is found, averaged over classes; NaN if a class has no image.
+
+    A rare class counts as much as a common one, which accuracy hides.
+    """
+    found = outputs.argmax(axis=1) == labels
+    shares = [found[labels == index] for index in range(outputs.shape[1])]
+    return float(np.mean([share.mean() for share in shares])) if all(map(len, shares)) else math.nan
+
+
 def log_loss(outputs: FloatArray, labels: LabelArray) -> float:
     """Return the mean negative log probability of the true class [nat]."""
     return float(-np.take_along_axis(log_softmax(outputs), labels[:, None].astype(np.int64), axis=1).mean())
@@ -112,6 +122,7 @@ _VALUES: tuple[Kind, ...] = ("regression",)
 METRICS: tuple[Metric, ...] = (
     Metric(name="auc", unit="", better="higher", applies_to=_CLASSES, compute=auc_one_vs_rest),
     Metric(name="accuracy", unit="", better="higher", applies_to=_CLASSES, compute=accuracy),
+    Metric(name="macro_recall", unit="", better="higher", applies_to=_CLASSES, compute=macro_recall),
     Metric(name="log_loss", unit="nat", better="lower", applies_to=_CLASSES, compute=log_loss),
     Metric(name="mse", unit="", better="lower", applies_to=_VALUES, compute=mean_squared_error),
     Metric(name="mse_log10", unit="dex^2", better="lower", applies_to=_VALUES, compute=mean_squared_error_log10),

@@ -22,7 +22,7 @@ class Preset:
     Attributes:
         split: Numbers of images by task name; ``default`` serves the tasks that are not named.
         epochs: Epochs of a fit.
-        step_capped: Whether `ArchitectureSpec.quick_steps` ends a fit before its epochs do. Such
+        step_capped: Whether `ArchitectureSpec.quick` ends a fit before its epochs do. Such
             networks are labelled unconverged.
         blocks: Clean blocks that a row needs to be valid.
         most_blocks: Blocks after which measuring stops, whatever the interval.

@@ -71,6 +71,8 @@ class TaskSpec:
         image_shape: Channels, height and width [px] of one image.
         pixel_scale_arcsec: Side of a pixel [arcsec].
         lens_classes: Classes of lenses whose images make the task's data; empty if it is about galaxies.
+        focal_gamma: Focus of a classification's loss on images that are still wrong; 0 is cross entropy.
+        balance: Power of the inverse share of a class that weighs it in the loss; 0 weighs all alike.
         primary_metric: Name of the metric that the Pareto frontier uses.
         metrics: Names of the metrics that are reported, primary first.
         source: Where the task comes from.
@@ -83,6 +85,8 @@ class TaskSpec:
     image_shape: tuple[int, int, int]
     pixel_scale_arcsec: float
     lens_classes: tuple[str, ...]
+    focal_gamma: float = 0.0
+    balance: float = 0.0
     primary_metric: str
     metrics: tuple[str, ...]
     source: str
@@ -92,6 +96,8 @@ class TaskSpec:
             raise ValueError(f"task {self.name!r}: a classification needs classes, and only it")
         if (self.kind == "regression") != bool(self.targets):
             raise ValueError(f"task {self.name!r}: a regression needs targets, and only it")
+        if self.kind == "regression" and (self.focal_gamma or self.balance):
+            raise ValueError(f"task {self.name!r}: a regression has no classes to focus on or to balance")
         if self.primary_metric not in self.metrics:
             raise ValueError(f"task {self.name!r}: primary metric {self.primary_metric!r} is not reported")
 
@@ -99,6 +105,21 @@ class TaskSpec:
     def output_count(self) -> int:
         """Return K, the number of outputs for one image."""
         return len(self.classes) or len(self.targets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """How a network is fitted.
+
+    Attributes:
+        batch_size: Images in a step.
+        learning_rate: Peak learning rate of AdamW at that batch size.
+        most_steps: Steps after which a fit ends whatever its epochs; None for no cap.
+    """
+
+    batch_size: int
+    learning_rate: float
+    most_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,18 +132,16 @@ class ArchitectureSpec:
         input_size: Side [px] to which the network resizes its input, inside the graph.
         published: Published test metrics by task name; a pair of network and task is part of
             ``--models all --tasks all`` where it has an entry here.
-        quick_steps: Optimiser steps of preset ``quick``, by which it is fitted in a minute or two.
-        fit_batch_size: Images in a step of fitting.
-        learning_rate: Peak learning rate of AdamW at that batch size.
+        quick: Schedule of preset ``quick``, by which it is fitted in half a minute.
+        full: Schedule of the other presets.
     """
 
     name: str
     timm_name: str
     input_size: int
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    quick_steps: int
-    fit_batch_size: int = 32
-    learning_rate: float = 1e-3
+    quick: Schedule
+    full: Schedule = Schedule(batch_size=128, learning_rate=3e-3)
 
     def build(self, task: TaskSpec) -> LensNetwork:
         """Return the network for *task* with random weights, in evaluation mode.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lensing_models.checkpoint import Card, checkpoint_path, verify_checkpoint, write_checkpoint
 from lensing_models.command_line import Parser, run_main
+from lensing_models.curve import save_curve
 from lensing_models.data.find import CACHE, find_store
 from lensing_models.preset import PRESETS
 from lensing_models.registry import select_pairs
@@ -54,6 +55,8 @@ def build_parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="of the first weights, the shuffling and the augmentation")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--time-budget", type=float, metavar="S", help="seconds to which each fit's epochs are cut")
+    parser.add_argument("--resume", action="store_true", help="go on with fits that were killed")
     parser.add_argument("--refit", action="store_true", help="fit again what --out already holds")
     return parser
 
@@ -62,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     """Fit what *argv* names and print a line of test metrics for each network."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    if arguments.time_budget is not None and not arguments.time_budget > 0:
+        parser.error(f"--time-budget {arguments.time_budget:g}: give a positive number of seconds")
     if arguments.threads < 1 or arguments.seed < 0:
         parser.error(f"--threads {arguments.threads} --seed {arguments.seed}: threads start at 1, seeds at 0")
     pairs = select_pairs(arguments.models, arguments.tasks)
@@ -77,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{path}: {'--refit' if arguments.refit else why}; fitting", file=sys.stderr)
             from lensing_models.fit import fit  # torch and Lightning take seconds; wrong arguments and kept files none
 
+            folder = path.with_suffix(".fit")
             network, card = fit(
                 task,
                 architecture,
@@ -85,8 +91,12 @@ def main(argv: Sequence[str]) -> int:
                 seed=arguments.seed,
                 threads=arguments.threads,
                 device=arguments.device,
+                folder=folder,
+                resume=arguments.resume,
+                time_budget_s=arguments.time_budget,
             )
             path = write_checkpoint(network, arguments.out, card)
+            save_curve(folder, task.primary_metric, f"{task.name}/{architecture.name}, preset {preset.name}")
         assert card is not None
         lines.append(render_line(card, path, fitted))
     print("\n".join(lines))

@@ -37,7 +37,7 @@ def images(preset: Preset) -> str:
 
 def epochs(preset: Preset) -> str:
     rows = known_architectures()
-    caps = [f"{rows[name].quick_steps} ({shown})" for name, shown in NAMES.items()]
+    caps = [f"{rows[name].quick.most_steps} ({shown})" for name, shown in NAMES.items()]
     caps[0] = caps[0].replace(" (", " steps (")
     return f"{preset.epochs}, at most {', '.join(caps)}" if preset.step_capped else str(preset.epochs)
 

@@ -90,5 +90,7 @@ def _catalog_row(task: TaskSpec, lens: Lens, exposure: Exposure) -> CatalogRow:
         if field.name not in ("lens_class", "subhalos", "shot_twice")
     }
     truth["n_subhalos"] = len(lens.subhalos)
+    for name, column in zip(("subhalo_x", "subhalo_y", "subhalo_theta_E"), lens.subhalos.T, strict=True):
+        truth[name] = column.tolist()
     label = task.classes.index(lens.lens_class) if task.classes else truth[task.targets[0].name]
     return {"label": label, "class": lens.lens_class, **truth}

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lensing_models.specs import TaskSpec
 
-CatalogRow = dict[str, str | int | float]
+CatalogRow = dict[str, str | int | float | list[float]]
+"""Columns of one image: a list where it has several of a thing, such as subhalos."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

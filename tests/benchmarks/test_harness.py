@@ -1,4 +1,4 @@
-"""The anchor, to which every other time is divided, and what the harness itself costs a call."""
+"""The anchor, to which every other time is divided, and what the harness and the scaling of images cost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.backends.base import LocalSession
 from bench.measure import BlockPlan, Clock
 from bench.records import Scalar
+from lensing_models.data.preprocess import scale_to_unit
 
 pytestmark = pytest.mark.benchmark(min_rounds=20, max_time=0.6, warmup=True, warmup_iterations=5, disable_gc=True)
 
@@ -59,3 +60,9 @@ def test_clock_overhead(benchmark: BenchmarkFixture) -> None:
     overhead_s = benchmark(clock.call)
 
     assert overhead_s < 60  # not a demand on speed: that the clock gave a time in seconds at all
+
+
+def test_preprocess_32_images(benchmark: BenchmarkFixture) -> None:
+    counts = np.random.default_rng(0).poisson(50, (32, 1, 150, 150)).astype(np.float32)
+
+    benchmark(scale_to_unit, counts)

@@ -12,18 +12,23 @@ from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
 from lensing_models.evaluate import predict
-from lensing_models.fit import average_decay, chosen_precision, fit, learning_rate_share
+from lensing_models.fit import chosen_precision, fit
+from lensing_models.loop import average_decay, learning_rate_share
 from lensing_models.metrics import score
 from lensing_models.network import LensNetwork
 from lensing_models.preset import PRESETS, Split
 from lensing_models.registry import find_architecture, find_task
-from lensing_models.specs import ArchitectureSpec
+from lensing_models.specs import ArchitectureSpec, Schedule
 
 CLASSES, MASS = find_task("substructure"), find_task("halo_mass")
 SIZES = Split(train=36, validation=6, test=9)
 CAPPED = dataclasses.replace(PRESETS["quick"], name="tiny", epochs=3)
 WHOLE = dataclasses.replace(CAPPED, step_capped=False)
-SMALL = dataclasses.replace(find_architecture("mobilenetv3_small"), fit_batch_size=12, quick_steps=4)
+SMALL = dataclasses.replace(
+    find_architecture("mobilenetv3_small"),
+    quick=Schedule(batch_size=12, learning_rate=3e-3, most_steps=4),
+    full=Schedule(batch_size=12, learning_rate=3e-3),
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,7 @@ def test_data_of_another_task_are_refused(mass_store: Store) -> None:
 
 
 def test_a_fit_that_diverges_is_named(store: Store) -> None:
-    wild = dataclasses.replace(SMALL, learning_rate=1e30)
+    wild = dataclasses.replace(SMALL, quick=Schedule(batch_size=12, learning_rate=1e30))
 
     with pytest.raises(ValueError, match=r"mobilenetv3_small diverged; lower its learning rate, now 1e\+30"):
         fit(CLASSES, wild, store, preset=CAPPED, seed=0, threads=1, device="cpu")

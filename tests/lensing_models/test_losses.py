@@ -1,10 +1,13 @@
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from lensing_models.losses import focal_loss, standardised_mse, task_loss
+from lensing_models.losses import class_weights, focal_loss, standardised_mse, task_loss
 from lensing_models.network import LensNetwork
 from lensing_models.registry import find_task
 
@@ -30,6 +33,39 @@ def test_classification_loss_is_cross_entropy(logits: torch.Tensor, labels: torc
 
     expected = -torch.log(torch.softmax(logits, dim=1)[torch.arange(16), labels]).mean()
     assert loss.item() == pytest.approx(expected.item())
+
+
+def test_a_task_with_a_focus_is_fitted_by_focal_loss(labels: torch.Tensor) -> None:
+    task = find_task("galaxy_morphology")
+    logits = torch.randn(16, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = torch.softmax(logits, dim=1)[torch.arange(16), labels]
+
+    loss = task_loss(task, network_with_scale(1.0), logits, labels)
+
+    assert loss.item() == pytest.approx((-((1 - p) ** task.focal_gamma) * p.log()).mean().item())
+
+
+def test_rare_classes_weigh_more_and_an_image_one_on_average() -> None:
+    task = dataclasses.replace(find_task("galaxy_morphology"), balance=1.0)
+    labels = torch.tensor([0] * 60 + [1] * 20 + [2] * 10 + [3] * 5 + [4] * 5)
+
+    weights = class_weights(task, labels)
+
+    assert weights is not None
+    # Balanced in full, each of K classes has the weight N / (K n_c), as scikit-learn's "balanced".
+    expected = compute_class_weight("balanced", classes=np.arange(5), y=labels.numpy())
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
+
+
+def test_without_balance_no_class_weighs_more() -> None:
+    assert class_weights(find_task("substructure"), torch.tensor([0, 0, 1, 2])) is None
+
+
+def test_a_class_without_images_has_a_finite_weight() -> None:
+    weights = class_weights(find_task("galaxy_morphology"), torch.tensor([0, 1, 3, 4]))
+
+    assert weights is not None
+    assert weights.isfinite().all()
 
 
 def test_regression_loss_counts_in_standard_deviations_of_the_labels() -> None:

@@ -65,6 +65,16 @@ def test_auc_without_a_class_is_nan(logits: np.ndarray) -> None:
     assert math.isnan(score(CLASSES, logits, np.zeros(60, dtype=np.int64))["auc"])
 
 
+def test_macro_recall_equals_scikit_learn(logits: np.ndarray, classes: np.ndarray) -> None:
+    expected = sklearn.metrics.balanced_accuracy_score(classes, logits.argmax(axis=1))
+
+    assert known_metrics()["macro_recall"].compute(logits, classes) == pytest.approx(expected, abs=1e-12)
+
+
+def test_macro_recall_is_not_defined_without_a_class(logits: np.ndarray) -> None:
+    assert math.isnan(known_metrics()["macro_recall"].compute(logits, np.zeros(60, np.int64)))
+
+
 def test_accuracy_equals_scikit_learn(logits: np.ndarray, classes: np.ndarray) -> None:
     expected = sklearn.metrics.accuracy_score(classes, logits.argmax(axis=1))
 

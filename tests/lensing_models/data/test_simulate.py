@@ -48,8 +48,8 @@ def test_a_store_has_the_same_bytes_for_any_chunk(
     assert again.manifest == store.manifest
 
 
-def test_a_store_has_the_same_bytes_for_two_workers(store: Store, tmp_path: Path) -> None:
-    again = simulate_dataset(SUBSTRUCTURE, SIZES, tmp_path / "again", seed=3, workers=2)
+def test_a_store_has_the_same_bytes_for_four_workers(store: Store, tmp_path: Path) -> None:
+    again = simulate_dataset(SUBSTRUCTURE, SIZES, tmp_path / "again", seed=3, workers=4)
 
     assert again.manifest == store.manifest
 
@@ -74,6 +74,16 @@ def test_another_seed_gives_other_images(store: Store) -> None:
 
 def test_classes_come_in_equal_parts(store: Store) -> None:
     assert np.bincount(store.labels("train")).tolist() == [3, 3, 3]
+
+
+def test_the_catalogue_holds_each_subhalo(store: Store) -> None:
+    catalog = store.catalog
+    sky = SKIES[simulate.DEFAULT_SKY]
+    radii = catalog["subhalo_theta_E"].map(lambda column: float(np.square(column).sum()))
+
+    # Einstein radii add up in square, as masses do.
+    np.testing.assert_allclose(radii * sky.halo_mass / sky.theta_E_of(sky.halo_mass) ** 2, catalog["subhalo_mass"])
+    assert (catalog["subhalo_x"].map(len) == catalog["n_subhalos"]).all()
 
 
 def test_a_label_is_the_place_of_its_class(store: Store) -> None:
