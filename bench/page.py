@@ -159,7 +159,7 @@ def _measured(report: Report) -> str:
     for task, images, digest in sorted(
         {(r.case.task, r.quality_images, r.dataset_digest) for r in records if r.quality}
     ):
-        sky = f" of sky `{report.fact('sky')}`" if report.fact("sky") else ""
+        sky = f" of sky `{report.skies[task]}`" if task in report.skies else ""
         lines.append(
             f"- {task}: quality comes through each backend and precision's own session, on {images} test images{sky} "
             f"(dataset digest `{digest[:12] or 'unknown'}`)."

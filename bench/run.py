@@ -113,8 +113,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             device=device,
             threads=threads,
         )
-        if skies := sorted({store.sky for store in provision.stores.values()}):
-            folder.note({"sky": ", ".join(skies)})
+        folder.note({"skies": {task: store.sky for task, store in provision.stores.items()}})
         execution = Execution(
             folder, provision, sizes, workdir=CACHE / "artifacts", fingerprint=environment.fingerprint
         )

@@ -85,6 +85,12 @@ class Report:
     rows: Mapping[str, Row]
     frontiers: tuple[Frontier, ...]
 
+    @property
+    def skies(self) -> Mapping[str, str]:
+        """Return what the images of each task show, by task; runs before it was recorded tell nothing."""
+        skies = self.about.get("skies")
+        return {str(task): str(sky) for task, sky in skies.items()} if isinstance(skies, Mapping) else {}
+
     def fact(self, name: str) -> str:
         """Return a fact of ``run.json`` as text; empty where it has none."""
         value = self.about.get(name)

@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> int:
         print(_describe(_simulate(arguments)))
         return 0
     if arguments.command == "show":
+        if arguments.out.suffix != ".png":
+            raise ValueError(f"--out {arguments.out}: give a name that ends in .png")
         save_contact_sheet(open_store(arguments.folder), arguments.out)
         print(arguments.out)
         return 0

@@ -6,6 +6,7 @@ Only one file is in memory at a time. A folder may hold archives: they are read 
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import re
 import stat
@@ -23,8 +24,12 @@ from lensing_models.data.candidate import BadFileError
 
 #: Nothing that is published comes near; what claims more is damaged or hostile.
 MOST_BYTES = 64 << 20
+MOST_HEADER_BYTES = 1 << 16  # of a long name or of PAX records
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-DAMAGE = (zlib.error, EOFError, zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, NotImplementedError)
+DAMAGE = (
+    *(zlib.error, lzma.LZMAError, EOFError, zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +108,9 @@ def _iterate_tar(path: Path) -> Iterator[Member]:
         stream = stack.enter_context(path.open("rb"))
         watched = _Watched(gzip.GzipFile(fileobj=stream) if _is_gzip(path) else stream)
         try:
-            archive = stack.enter_context(tarfile.open(fileobj=watched, mode="r|"))  # type: ignore[call-overload]  # read() is all that it needs
+            archive = stack.enter_context(
+                tarfile.open(fileobj=watched, mode="r|", tarinfo=_Header)  # type: ignore[call-overload]  # read() is all that it needs
+            )
             for info in archive:
                 name = _inner_name(info.name, path)
                 if name is None or info.isdir():
@@ -119,6 +126,22 @@ def _iterate_tar(path: Path) -> Iterator[Member]:
     # tarfile takes a damaged header, and a file that ends between two members, for the end.
     if watched.content_ends > archive.offset or watched.length < archive.offset + tarfile.BLOCKSIZE:
         raise _damaged(path, "its end is missing, or a header is broken")
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header, whose extensions (long names, PAX records) are read whole and so must be short."""
+
+    def _refuse_long(self) -> None:
+        if self.size > MOST_HEADER_BYTES:
+            raise tarfile.HeaderError(f"a header of {self.size} bytes")
+
+    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._refuse_long()
+        return super()._proc_gnulong(archive)  # type: ignore[misc,no-any-return]  # not in the stubs
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._refuse_long()
+        return super()._proc_pax(archive)  # type: ignore[misc,no-any-return]  # not in the stubs
 
 
 class _Watched:

@@ -29,7 +29,7 @@ STRETCH = 0.05
 
 
 def save_contact_sheet(store: Store, path: Path, *, columns: int = COLUMNS) -> None:
-    """Write a PNG with one row a class, brightness stretched by asinh, axes in arcsec.
+    """Write a PNG with one row a class, brightness stretched by asinh, axes in arcsec; in px for galaxies.
 
     Args:
         store: Whose first images of each class are shown, from the split that has any: test first.
@@ -53,7 +53,7 @@ def save_contact_sheet(store: Store, path: Path, *, columns: int = COLUMNS) -> N
                 continue
             draw_image(axis, store, int(group.index[place]))
             axis.set_title(_title_of(group.iloc[place]), fontsize=7)
-        line[0].set_ylabel(f"{name}\n[arcsec]", fontsize=9)
+        line[0].set_ylabel(f"{name}\n[{'px' if recipe.image_shape[0] == 3 else 'arcsec'}]", fontsize=9)
     figure.suptitle(f"{recipe.task}, sky {recipe.sky}: {split} images, asinh stretch", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -67,8 +67,11 @@ def draw_image(axis: Axes, store: Store, row: int) -> None:
         image = np.maximum(image - np.median(image, axis=(1, 2), keepdims=True), 0)
     image = np.minimum(np.arcsinh(image / STRETCH) / np.arcsinh(1 / STRETCH), 1)
     shown = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
-    half_y, half_x = (size * recipe.pixel_scale_arcsec / 2 for size in recipe.image_shape[1:])
-    axis.imshow(shown, cmap="inferno", origin="lower", extent=(-half_x, half_x, -half_y, half_y), vmin=0, vmax=1)
+    if len(image) == 3:  # frames scaled to their galaxies, top row first as in a photograph
+        axis.imshow(shown)
+    else:
+        half_y, half_x = (size * recipe.pixel_scale_arcsec / 2 for size in recipe.image_shape[1:])
+        axis.imshow(shown, cmap="inferno", origin="lower", extent=(-half_x, half_x, -half_y, half_y), vmin=0, vmax=1)
     axis.tick_params(labelsize=6)
 
 

@@ -117,7 +117,8 @@ def _read_pair(member: Member, quantity: str) -> tuple[NDArray[Any], float]:  # 
     if pair.dtype != object or pair.shape != (2,):
         raise BadFileError(f"{member.label} holds {pair.dtype} {pair.shape}, not [image, {quantity}]")
     image, value = pair
-    number = np.asarray(value)
+    plain = isinstance(value, int | float | np.generic | np.ndarray)
+    number = np.asarray(value if plain else None)
     if not isinstance(image, np.ndarray) or number.size != 1 or number.dtype.kind not in "iuf":
         raise BadFileError(f"{member.label} does not hold [image, {quantity}]")
     if not np.isfinite(number).all():

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 CACHE = Path("results/cache/data")
 #: Images for which starting a process for each core pays.
 WORTH_WORKERS = 4000
+#: Each takes half a GiB.
+MOST_WORKERS = 8
 
 
 def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
@@ -37,7 +39,8 @@ def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
 
     split = preset.split_for(task.name)
     total = split.train + split.validation + split.test
-    workers = (os.cpu_count() or 1) if total >= WORTH_WORKERS else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, MOST_WORKERS) if total >= WORTH_WORKERS else 1
     with ProgressLine(f"simulate {task.name}", total, every=0.25) as line:
         return ensure_dataset(task, preset, CACHE, workers=workers, progress=lambda done, total: line.reach(done))
 

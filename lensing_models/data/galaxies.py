@@ -172,10 +172,12 @@ def _refuse(task: TaskSpec) -> str | None:
     channels, height, width = task.image_shape
     if set(task.classes) == set(GALAXY_CLASSES) and channels == len(BANDS) and height == width:
         return None
-    return f"task {task.name!r} is not about square images in {', '.join(BANDS)} of {', '.join(GALAXY_CLASSES)}"
+    return f"task {task.name!r} is not about square images in three bands of {', '.join(GALAXY_CLASSES)}"
 
 
 def _batch_size(device: str) -> int:
+    if device != "cpu":
+        raise ValueError(f"galaxies are made on the CPU, not on {device}; leave --device out")
     return 1
 
 
@@ -186,13 +188,7 @@ def _make_images(
     streams: Sequence[np.random.Generator],
     device: str,
 ) -> tuple[NDArray[np.uint16], list[CatalogRow]]:
-    """Return counts and rows as `Source.make`, made on the CPU; the indices are in the streams already.
-
-    Raises:
-        ValueError: If *device* is another.
-    """
-    if device != "cpu":
-        raise ValueError(f"galaxies are made on the CPU, not on {device}")
+    """Return counts and rows as `Source.make`, made on the CPU; the indices are in the streams already."""
     made = [_draw_image(physics, task, rng) for rng in streams]
     return np.stack([image for image, _ in made]), [row for _, row in made]
 

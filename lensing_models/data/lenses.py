@@ -18,7 +18,7 @@ from lensing_models.data.sky import Sky
 from lensing_models.data.source import CatalogRow, Source
 from lensing_models.specs import TaskSpec
 
-SIMULATOR_VERSION = 2  # raise it when an image of the same recipe changes
+SIMULATOR_VERSION = 3  # raise it when an image of the same recipe changes
 CUDA_BATCH = 256  # images that share a random stream of the noise on a GPU
 
 
@@ -73,7 +73,9 @@ def _make_images(
     """Return counts and rows as `Source.make`; the noise comes from the first image's stream."""
     classes = [task.lens_classes[index % len(task.lens_classes)] for index in indices]
     lenses = [draw_lens(sky, name, rng) for name, rng in zip(classes, streams, strict=True)]
-    generator = torch.Generator(device).manual_seed(int(streams[0].integers(2**63)))
+    # Each stream gives a seed, used or not: what is drawn after it must not depend on the batch.
+    seeds = [int(rng.integers(2**63)) for rng in streams]
+    generator = torch.Generator(device).manual_seed(seeds[0])
     images = render_for(task, sky, lenses, device=device)
     peaks = images.amax(dim=(1, 2)).tolist()
     exposures = [sky.noise.settle(peak, rng) for peak, rng in zip(peaks, streams, strict=True)]

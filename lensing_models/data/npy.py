@@ -23,6 +23,8 @@ DAMAGE = (
 )
 _NDARRAY = "numpy.ndarray"  # stands for the class: a pickle can name it, but not call it
 _NUMBER = re.compile(r"[iu][1248]|f[248]|b1")
+#: Bytes that a pickle's texts may become, in units of its own size.
+ENCODED = 4
 _Order = Literal["C", "F"]
 
 
@@ -30,8 +32,8 @@ def read_npy(content: bytes, name: str) -> NDArray[Any]:  # Any: whatever type t
     """Return the array in *content*, the bytes of a ``.npy`` file.
 
     The header is read first; what it declares must be what the file holds. An array of objects is
-    rebuilt from its pickle by stand-ins of our own for NumPy's constructors: numbers, arrays of
-    numbers and arrays of these, and nothing else.
+    rebuilt from its pickle by stand-ins of our own for NumPy's constructors: beside numbers and
+    arrays of numbers it may hold lists, texts and the like of Python, but nothing that runs.
 
     Args:
         content: The whole file.
@@ -76,14 +78,22 @@ def _unpickle(content: bytes, shape: tuple[int, ...]) -> NDArray[Any]:  # Any: o
         # The memo is an array up to the largest place put into: a huge one takes all memory.
         if "PUT" in opcode.name and isinstance(argument, int) and argument > len(content):
             raise pickle.UnpicklingError(f"memo place {argument} in {len(content)} bytes")
-    array = _plain(_Unpickler(io.BytesIO(content), encoding="latin1").load())  # latin1: as Python 2 wrote bytes
+    array = _plain(_Unpickler(content).load())
     if not isinstance(array, np.ndarray) or array.dtype != object or array.shape != shape:
         raise pickle.UnpicklingError(f"the pickle is not the array of objects {shape} that the header declares")
     return array
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that a pickled array needs, and gives a stand-in for each."""
+    """Knows the names that a pickled array needs, and gives a stand-in for each.
+
+    Args:
+        content: The pickle.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin1")  # latin1: as Python 2 wrote bytes
+        self._budget = ENCODED * len(content)
 
     def find_class(self, module: str, name: str) -> object:
         """Return the stand-in for *name*; UnpicklingError if there is none."""
@@ -93,7 +103,7 @@ class _Unpickler(pickle.Unpickler):
         return stand_in
 
     def _stand_ins(self) -> dict[tuple[str, str], object]:
-        # Bound methods: a pickle can neither set an attribute on them nor reach the real thing.
+        # Bound methods: nothing of a pickle's reaches the real constructors.
         return {
             ("numpy", "ndarray"): _NDARRAY,
             ("numpy", "dtype"): self._dtype,
@@ -122,6 +132,9 @@ class _Unpickler(pickle.Unpickler):
     def _encode(self, text: str, encoding: str) -> bytes:
         if encoding != "latin1":
             raise pickle.UnpicklingError(f"its pickle asks for the codec {encoding!r}; refused")
+        self._budget -= len(text)
+        if self._budget < 0:  # one text, encoded again and again, would take all memory
+            raise pickle.UnpicklingError("its pickle makes more bytes than it holds; refused")
         return text.encode("latin1")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -56,7 +55,7 @@ def choose_sizes(shares: Shares, available: Mapping[str, int], asked: Mapping[Sp
     """Return the size of each split.
 
     Args:
-        shares: Weights of the splits that are not *asked* for; they share what the others leave.
+        shares: Weights of the splits; those not *asked* for keep their size, or share what the others leave.
         available: Number of usable images by pool.
         asked: Sizes that the user gave.
 
@@ -64,22 +63,29 @@ def choose_sizes(shares: Shares, available: Mapping[str, int], asked: Mapping[Sp
         ValueError: If a pool has too few images for what was asked, or none for a split.
     """
     left = _take(shares, available, asked)
-    totals = Counter[str]()
-    for split in SPLITS:
-        if split not in asked:
-            totals[shares.pools[split]] += shares.weights[split]
-    for pool in totals:
+    unasked = [split for split in SPLITS if split not in asked]
+    for split in unasked:
+        pool = shares.pools[split]
         if pool and not left[pool]:
-            split = next(split for split in SPLITS if split not in asked and shares.pools[split] == pool)
             raise ValueError(f"no usable image below {pool}/ is left for split {split}; go without: --{split} 0")
-    scale = min((Fraction(left[pool], total) for pool, total in totals.items()), default=Fraction(0))
-    scale = min(scale, Fraction(1)) if shares.capped else scale
-    sizes = dict(asked)
-    for pool, total in totals.items():
-        weights = {split: shares.weights[split] for split in SPLITS if split not in asked}
-        weights = {split: weight for split, weight in weights.items() if shares.pools[split] == pool}
-        sizes |= apportion(int(scale * total), weights)
-    return {split: sizes[split] for split in SPLITS}
+    rest = _in_proportion(shares, left, unasked)
+    # No larger than if nothing had been asked for.
+    usual = _in_proportion(shares, {pool: available[pool] for pool in left if available.get(pool)}, list(SPLITS))
+    return {split: asked[split] if split in asked else min(rest[split], usual[split]) for split in SPLITS}
+
+
+def _in_proportion(shares: Shares, images: Mapping[str, int], splits: Sequence[SplitName]) -> dict[SplitName, int]:
+    """Return sizes of *splits* that share *images*, by pool, all scaled alike; pools without images are passed over."""
+    weights: dict[str, dict[SplitName, int]] = {}
+    for split in splits:
+        if shares.pools[split] in images:
+            weights.setdefault(shares.pools[split], {})[split] = shares.weights[split]
+    scales = [Fraction(images[pool], sum(parts.values())) for pool, parts in weights.items()]
+    scale = min([*scales, Fraction(1)] if shares.capped else scales, default=Fraction(0))
+    sizes: dict[SplitName, int] = {}
+    for parts in weights.values():
+        sizes |= apportion(int(scale * sum(parts.values())), parts)
+    return sizes
 
 
 def _take(shares: Shares, available: Mapping[str, int], asked: Mapping[SplitName, int]) -> dict[str, int]:

@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +29,7 @@ from lensing_models.data.lenses import lens_source
 from lensing_models.data.manifest import Recipe, SplitName
 from lensing_models.data.sky import SKIES
 from lensing_models.data.source import CatalogRow, Source
-from lensing_models.data.store import Store, open_store, write_store
+from lensing_models.data.store import BusyError, Store, open_store, write_store
 from lensing_models.preset import Preset, Split
 from lensing_models.registry import explain_unknown
 from lensing_models.specs import TaskSpec
@@ -83,6 +85,7 @@ def simulate_dataset(
 
     Raises:
         FileExistsError: If *folder* exists.
+        OSError: If a worker died, or the disk is full; what was finished can be resumed.
         LookupError: If *sky* is unknown.
         ValueError: If the source has no images for *task*, or a number makes no sense.
     """
@@ -90,10 +93,13 @@ def simulate_dataset(
         raise ValueError(f"workers must be at least 1, not {workers}")
     recipe = make_recipe(task, split, sky=sky, seed=seed)
     source = SOURCES[recipe.sky]
-    chunks = list(_chunks(recipe, max(CHUNK_IMAGES, source.batch(device))))
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"no usable GPU for device {device!r}; leave --device out")
+    chunk_images = max(CHUNK_IMAGES, source.batch(device))
+    chunks = list(_chunks(recipe, chunk_images))
 
     def fill(path: Path) -> pd.DataFrame:
-        finished = _read_journal(path.with_name(JOURNAL))
+        finished = _read_journal(path.with_name(JOURNAL), chunks)
         missing = [chunk for chunk in chunks if chunk.row not in finished]
         done = sum(map(len, finished.values()))
         with path.with_name(JOURNAL).open("a", encoding="utf-8") as journal:
@@ -105,20 +111,34 @@ def simulate_dataset(
                 done += len(rows)
                 if progress is not None:
                     progress(done, sum(recipe.sizes.values()))
-        path.with_name(JOURNAL).unlink()
         return pd.DataFrame([row for chunk in chunks for row in finished[chunk.row]])
 
     about = f"Simulated images, not observations. Sky: {source.origin}. {source.limits} Task after: {task.source}."
-    return write_store(folder, recipe, fill, about=about, resume=resume)
+    work = f"in chunks of {chunk_images} on {device}"
+    return write_store(folder, recipe, fill, about=about, work=work, scratch=(JOURNAL,), resume=resume)
 
 
-def _read_journal(path: Path) -> dict[int, list[CatalogRow]]:
-    """Return the catalogue rows of finished chunks by the row where each starts; a torn last line is none."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    entries = [json.loads(line) for line in lines]
-    if lines:  # the next line must not be glued to a torn one
-        path.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    return {entry["row"]: entry["catalog"] for entry in entries}
+def _read_journal(path: Path, chunks: Sequence[_Chunk]) -> dict[int, list[CatalogRow]]:
+    """Return the catalogue rows of finished chunks by the row where each starts.
+
+    The file is rewritten without a torn end, to which the next line would be glued.
+    """
+    sizes = {chunk.row: chunk.stop - chunk.start for chunk in chunks}
+    finished: dict[int, list[CatalogRow]] = {}
+    whole: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            if sizes.get(entry["row"]) != len(entry["catalog"]):
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        finished[entry["row"]] = entry["catalog"]
+        whole.append(line + "\n")
+    rewritten = path.with_suffix(".rewritten")
+    rewritten.write_text("".join(whole), encoding="utf-8")
+    rewritten.replace(path)
+    return finished
 
 
 def ensure_dataset(
@@ -137,10 +157,13 @@ def ensure_dataset(
         except ValueError as error:
             log.warning("making the data again: %s", error)
             shutil.rmtree(folder)
-    try:
-        return simulate_dataset(task, split, folder, seed=seed, workers=workers, resume=True, progress=progress)
-    except FileExistsError:
-        return _expect(open_store(folder), recipe)  # another process was faster
+    while True:
+        try:
+            return simulate_dataset(task, split, folder, seed=seed, workers=workers, resume=True, progress=progress)
+        except FileExistsError:
+            return _expect(open_store(folder), recipe)  # another process was faster
+        except BusyError:
+            time.sleep(1)
 
 
 def simulate_images(
@@ -226,8 +249,11 @@ def _map(
         return
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
-        yield from pool.map(work, chunks)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
+            yield from pool.map(work, chunks)
+    except BrokenProcessPool as error:
+        raise OSError("a worker died (out of memory?); what was finished is kept: repeat with --resume") from error
 
 
 def _die_with_parent() -> None:

@@ -7,6 +7,7 @@ image, ``manifest.json`` what was asked for and what came out, ``CARD.md`` the s
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-import psutil
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from lensing_models.data.manifest import (
@@ -29,7 +30,10 @@ from lensing_models.data.manifest import (
 )
 
 IMAGES, CATALOG, MANIFEST, CARD = "images.npy", "catalog.parquet", "manifest.json", "CARD.md"
-BEGUN = "begun"  # holds the recipe's digest while the images are made
+BEGUN = "begun"  # what unfinished work is of
+LOCK = ".lock"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,12 +98,10 @@ def open_store(folder: Path) -> Store:
     path = folder / CATALOG
     try:
         catalog = pd.read_parquet(path)
-        counted = catalog["split"].value_counts().to_dict()
+        catalog["split"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}; make the data set again") from error
-    stated = manifest.recipe.sizes
-    if len(catalog) != sum(stated.values()) or any(counted.get(split, 0) != size for split, size in stated.items()):
-        raise ValueError(f"{path} has rows {counted}, the manifest says {dict(stated)}; make the data set again")
+    _check_catalog(catalog, manifest.recipe, path)
     return Store(folder=folder, manifest=manifest, catalog=catalog)
 
 
@@ -114,6 +116,10 @@ def verify_store(folder: Path) -> Store:
     return store
 
 
+class BusyError(ValueError):
+    """Another process is making the same store."""
+
+
 def write_store(
     folder: Path,
     recipe: Recipe,
@@ -121,47 +127,91 @@ def write_store(
     *,
     dtype: str = "uint16",
     about: str,
+    work: str = "",
+    scratch: tuple[str, ...] = (),
     resume: bool = False,
 ) -> Store:
     """Make a store at *folder*; it appears there when it is whole, or not at all.
 
+    Unfinished work lies beside it in ``.<name>.partial``, held by a lock that dies with its owner.
+
     Args:
-        folder: Where to; it must not exist yet. Unfinished work lies beside it, under a hidden
-            name that ends in ``.partial``: cleared away on an error, left where the writer is
-            killed or interrupted, and then completed or cleared away by the next one.
+        folder: Where to; it must not exist yet.
         recipe: What was asked for; its sizes and image shape lay out ``images.npy``.
         fill: Gets the path of ``images.npy``, all zeros or as an interrupted `fill` of the same
-            recipe left it, writes the values there and returns the catalogue in the same order.
-            What it keeps beside it to go on later, it removes when it is done.
+            *work* left it, writes the values there and returns the catalogue in the same order.
         dtype: Type of the stored values.
         about: What the data are and where their limits lie, for the card.
-        resume: Whether to go on with the unfinished work of another writer that is gone.
+        work: How the work is cut, where an interrupted `fill` can be gone on with: what it has
+            done is then kept on any error. Empty where it cannot.
+        scratch: Files that `fill` keeps beside the images to go on later; removed at the end.
+        resume: Whether to go on with unfinished work of the same recipe and *work*.
 
     Raises:
-        FileExistsError: If *folder* exists, or came to be meanwhile.
+        FileExistsError: If *folder* exists.
+        BusyError: If another process is writing it.
+        ValueError: If there is unfinished work that *resume* does not ask for, or of something else.
     """
+    draft = folder.with_name(f".{folder.name}.partial")
+    _expect_nothing(folder)
+    draft.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(draft / LOCK, timeout=0):
+            _expect_nothing(folder)
+            begun = _go_on(draft, f"{recipe.digest} {work}", resume=resume, resumable=bool(work))
+            try:
+                if not begun:
+                    _lay_out(draft / IMAGES, (sum(recipe.sizes.values()), *recipe.image_shape), dtype)
+                    if work:
+                        (draft / BEGUN).write_text(f"{recipe.digest} {work}", encoding="ascii")
+                catalog = fill(draft / IMAGES)
+                _finish(draft, recipe, catalog, dtype, about, scratch)
+                (draft / LOCK).unlink()
+                _move(draft, folder)
+            except BaseException:
+                if not work:
+                    shutil.rmtree(draft, ignore_errors=True)
+                raise
+    except Timeout as error:
+        raise BusyError(f"another process is writing {folder}; wait for it or name another folder") from error
+    return open_store(folder)
+
+
+def _finish(
+    draft: Path, recipe: Recipe, catalog: pd.DataFrame, dtype: str, about: str, scratch: tuple[str, ...]
+) -> None:
+    """Write what belongs to a store beside its images, and remove what does not."""
+    _check_catalog(catalog, recipe, draft / CATALOG)
+    catalog.to_parquet(draft / CATALOG, index=False)
+    manifest = Manifest(recipe=recipe, recipe_digest=recipe.digest, dtype=dtype, content_sha256=_content_digest(draft))
+    write_manifest(draft / MANIFEST, manifest)
+    (draft / CARD).write_text(render_card(manifest, about), encoding="utf-8")
+    for name in (*scratch, BEGUN):
+        (draft / name).unlink(missing_ok=True)
+
+
+def _expect_nothing(folder: Path) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name another folder or remove it")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    begun = resume and _adopt_draft(folder, draft, recipe)
-    _clear_drafts(folder, spare=draft if begun else None)
-    draft.mkdir(parents=True, exist_ok=begun)
-    try:
-        if not begun:
-            _lay_out(draft / IMAGES, (sum(recipe.sizes.values()), *recipe.image_shape), dtype)
-            (draft / BEGUN).write_text(recipe.digest, encoding="ascii")
-        fill(draft / IMAGES).to_parquet(draft / CATALOG, index=False)
-        manifest = Manifest(
-            recipe=recipe, recipe_digest=recipe.digest, dtype=dtype, content_sha256=_content_digest(draft)
-        )
-        write_manifest(draft / MANIFEST, manifest)
-        (draft / CARD).write_text(render_card(manifest, about), encoding="utf-8")
-        (draft / BEGUN).unlink()
-        _move(draft, folder)
-    except Exception:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return open_store(folder)
+
+
+def _go_on(draft: Path, key: str, *, resume: bool, resumable: bool) -> bool:
+    """Say whether the work in *draft* is gone on with; what cannot be gone on with is removed.
+
+    Raises:
+        ValueError: If that would lose work that can be gone on with.
+    """
+    found = (draft / BEGUN).read_text(encoding="ascii") if (draft / BEGUN).exists() else ""
+    if found and found == key and resume:
+        log.warning("going on with the unfinished work in %s", draft)
+        return True
+    if found and resumable:
+        how = "add --resume" if found == key else "repeat the call that began it with --resume"
+        raise ValueError(f"{draft} is unfinished work{'' if found == key else ' on other data'}; {how}, or remove it")
+    for path in draft.iterdir():
+        if path.name != LOCK:
+            path.unlink()
+    return False
 
 
 def _lay_out(path: Path, shape: tuple[int, ...], dtype: str) -> None:
@@ -173,7 +223,7 @@ def _lay_out(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 
 
 def _move(draft: Path, folder: Path) -> None:
-    """Move *draft* to *folder*; FileExistsError if another process has filled it meanwhile."""
+    """Move *draft* to *folder*; FileExistsError if somebody has filled it meanwhile."""
     try:
         draft.replace(folder)
     except OSError as error:
@@ -197,6 +247,13 @@ def _check_images(path: Path, manifest: Manifest) -> None:
         raise ValueError(f"{path} has bytes behind its last image; make the data set again")
 
 
+def _check_catalog(catalog: pd.DataFrame, recipe: Recipe, path: Path) -> None:
+    """Raise ValueError, naming *path*, unless there are as many rows in each split as stated."""
+    counted, stated = catalog["split"].value_counts().to_dict(), recipe.sizes
+    if len(catalog) != sum(stated.values()) or any(counted.get(split, 0) != size for split, size in stated.items()):
+        raise ValueError(f"{path} has rows {counted}, the manifest says {dict(stated)}; make the data set again")
+
+
 def _content_digest(folder: Path) -> str:
     """Return the SHA-256 over those of images and catalogue."""
     total = hashlib.sha256()
@@ -204,29 +261,3 @@ def _content_digest(folder: Path) -> str:
         with (folder / name).open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-def _adopt_draft(folder: Path, draft: Path, recipe: Recipe) -> bool:
-    """Move the unfinished work of a writer that is gone to *draft*, if it is of *recipe*; say whether."""
-    for left in _left_drafts(folder):
-        if (left / BEGUN).exists() and (left / BEGUN).read_text(encoding="ascii") == recipe.digest:
-            left.replace(draft)
-            return True
-    return False
-
-
-def _clear_drafts(folder: Path, spare: Path | None) -> None:
-    """Remove what writers of *folder* that are gone have left beside it."""
-    for left in _left_drafts(folder):
-        if left != spare:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _left_drafts(folder: Path) -> list[Path]:
-    """Return the unfinished work of writers of *folder* that are no longer alive, or are this process."""
-    drafts = {path: path.name.split(".")[-2] for path in sorted(folder.parent.glob(f".{folder.name}.*.partial"))}
-    return [
-        path
-        for path, process in drafts.items()
-        if not process.isdigit() or int(process) == os.getpid() or not psutil.pid_exists(int(process))
-    ]

@@ -1,4 +1,4 @@
-"""What fraction of the halo's mass is in subhalos?"""
+"""How much mass is in subhalos, in units of a halo of fixed mass (1e12 Msun in our skies)?"""
 
 from __future__ import annotations
 

@@ -412,3 +412,18 @@ def test_report_is_rebuilt_where_no_runtime_is_installed(tmp_path: Path) -> None
 
     assert answer.returncode == 0, answer.stderr
     assert (run / "report.md").exists()
+
+
+def test_the_page_names_the_sky_of_each_task(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [ok("eager", 0.01, 0.9), mass("eager", 0.02, 1e-4)])
+    skies = {"substructure": "archive_fit", "halo_mass": "model_i"}
+    (run / "run.json").write_text(json.dumps({"skies": skies}), encoding="utf-8")
+
+    write_report(run)
+
+    page = (run / "report.md").read_text(encoding="utf-8")
+    lines = {
+        line.split(":")[0].removeprefix("- "): line for line in page.splitlines() if "quality comes through" in line
+    }
+    assert "of sky `archive_fit`" in lines["substructure"]
+    assert "of sky `model_i`" in lines["halo_mass"]

@@ -31,7 +31,7 @@ def test_import_makes_what_was_asked_for(tmp_path: Path, archive: str) -> None:
     argv = ("import", "deeplense_mass", archive, "--train", "5", "--test", "0", "--out", str(tmp_path / "new"))
 
     assert code_of(*argv) == 0
-    assert open_store(tmp_path / "new").manifest.recipe.sizes == {"train": 5, "validation": 15, "test": 0}
+    assert open_store(tmp_path / "new").manifest.recipe.sizes == {"train": 5, "validation": 2, "test": 0}
 
 
 def test_import_says_what_it_made(tmp_path: Path, archive: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,14 @@ def raise_unless_number(value: object) -> None:
         raise BadFileError("a.npy holds no number")
 
 
+def test_a_text_that_is_encoded_again_and_again_is_refused() -> None:
+    text = b"X" + (1 << 16).to_bytes(4, "little") + b"a" * (1 << 16) + b"q\x01"
+    again = b"c_codecs\nencode\nh\x01X\x06\x00\x00\x00latin1\x86R0"
+
+    with pytest.raises(BadFileError, match="makes more bytes than it holds"):
+        read_npy(header_of((2,), "|O") + b"\x80\x02" + text + again * 600 + b".", "a.npy")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -57,8 +57,11 @@ def test_a_smaller_archive_gives_the_same_proportions(
     assert tuple(sizes[split] for split in SPLITS) == expected
 
 
-def test_sizes_asked_for_are_given_and_the_others_share_the_rest() -> None:
-    assert choose_sizes(TENTHS, {"": 100}, {"train": 60}) == {"train": 60, "validation": 20, "test": 20}
+@pytest.mark.parametrize(("train", "others"), [(60, 10), (80, 10), (90, 5), (100, 0)])
+def test_sizes_asked_for_are_given_and_the_others_keep_theirs_or_share_the_rest(train: int, others: int) -> None:
+    sizes = choose_sizes(TENTHS, {"": 100}, {"train": train})
+
+    assert sizes == {"train": train, "validation": others, "test": others}
 
 
 def test_more_than_there_is_says_how_many_there_are() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import subprocess
 import sys
@@ -10,11 +11,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensing_models.data import simulate
+from lensing_models.data.draw import image_stream
 from lensing_models.data.simulate import SOURCES, ensure_dataset, make_recipe, simulate_dataset, simulate_images
 from lensing_models.data.sky import SKIES
 from lensing_models.data.store import Store, open_store
@@ -143,12 +147,12 @@ def test_a_killed_simulation_is_completed_to_the_same_bytes(tmp_path: Path) -> N
     argv += ["--workers", "2", "--out", str(tmp_path / "new")]
     whole = simulate_dataset(SUBSTRUCTURE, Split(train=240, validation=0, test=0), tmp_path / "whole")
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
-    while not [path for path in tmp_path.glob(".new.*.partial/chunks.jsonl") if path.stat().st_size]:
+    while not [path for path in tmp_path.glob(".new.partial/chunks.jsonl") if path.stat().st_size]:
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.wait()
-    (journal,) = tmp_path.glob(".new.*.partial/chunks.jsonl")
+    (journal,) = tmp_path.glob(".new.partial/chunks.jsonl")
     begun = journal.read_text().count("\n")
 
     done = subprocess.run([*argv, "--resume"], capture_output=True, text=True, check=False)
@@ -156,7 +160,63 @@ def test_a_killed_simulation_is_completed_to_the_same_bytes(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert 0 < begun < 10
     assert open_store(tmp_path / "new").manifest == whole.manifest
-    assert not list(tmp_path.glob(".new.*"))
+    assert not list(tmp_path.glob(".new*"))
+
+
+@pytest.mark.parametrize("torn", ['{"row": 0, "cat', '{"row": 0, "catalog": []}\n', ""])
+def test_a_journal_is_believed_as_far_as_it_is_whole(tmp_path: Path, torn: str) -> None:
+    chunks = [
+        simulate._Chunk(split="train", start=0, stop=2, row=0),
+        simulate._Chunk(split="train", start=2, stop=3, row=2),
+    ]
+    whole = json.dumps({"row": 2, "catalog": [{"split": "train"}]}) + "\n"
+    path = tmp_path / "chunks.jsonl"
+
+    for content, expected in ((torn, []), (whole + torn, [2])):
+        path.write_text(content)
+        assert list(simulate._read_journal(path, chunks)) == expected
+        assert path.read_text() == (whole if expected else "")
+
+
+def test_a_worker_that_dies_costs_nothing_that_was_finished(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "lensing_models.data", "simulate", "--task", "substructure", "--train", "960"]
+    argv += ["--workers", "2", "--out", str(tmp_path / "new")]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / ".new.partial" / "chunks.jsonl"
+    while not journal.exists() or not journal.stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.01)
+    worker = next(
+        child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
+    )
+    worker.kill()
+
+    _, told = process.communicate(timeout=120)
+
+    assert process.returncode == 2
+    assert told.splitlines()[-1].startswith("error: a worker died")
+    assert journal.read_text().count("\n") >= 1
+
+
+def test_what_is_true_of_an_image_does_not_depend_on_the_batch() -> None:
+    streams = [image_stream(0, "test", index) for index in range(3)]
+
+    _, together = DEFAULT.make(SUBSTRUCTURE, range(3), streams, "cpu")
+
+    _, alone = simulate_images(SUBSTRUCTURE, DEFAULT, "test", range(3))
+    for one, other in zip(together, alone, strict=True):
+        # The exposure follows the image's peak, which a batch changes in the last bit.
+        assert one["exposure"] == pytest.approx(other["exposure"], rel=1e-6)
+        assert one["source_x"] == other["source_x"]
+
+
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(ValueError, match="no usable GPU"):
+        simulate_dataset(SUBSTRUCTURE, SIZES, tmp_path / "new", device="cuda")
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_progress_ends_at_the_total(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from lensing_models.data.manifest import Recipe
-from lensing_models.data.store import Store, open_store, verify_store, write_store
+from lensing_models.data.store import BusyError, Store, open_store, verify_store, write_store
 
 RECIPE = Recipe(
     task="substructure",
@@ -155,11 +155,12 @@ def test_an_edited_recipe_is_found(folder: Path, store: Store) -> None:
         open_store(folder)
 
 
-def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_writer_that_cannot_go_on_later_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     def fail(path: Path) -> pd.DataFrame:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(type(error)):
         write_store(tmp_path / "new", RECIPE, fail, about="")
 
     assert not list(tmp_path.iterdir())
@@ -170,37 +171,68 @@ def interrupt(path: Path) -> pd.DataFrame:
     images = np.lib.format.open_memmap(path, mode="r+")
     images[0] = 7
     images.flush()
-    raise KeyboardInterrupt
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_an_interrupted_writer_leaves_nothing_in_place(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "new", RECIPE, interrupt, about="")
-
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """Return where a store would lie whose writer was interrupted."""
+    with pytest.raises(OSError, match="No space left"):
+        write_store(tmp_path / "new", RECIPE, interrupt, about="", work="by threes")
     assert not (tmp_path / "new").exists()
+    return tmp_path / "new"
 
 
-@pytest.mark.parametrize(("resume", "seed", "found"), [(True, 0, 7), (False, 0, 0), (True, 1, 0)])
-def test_only_unfinished_work_of_the_same_recipe_is_gone_on_with(
-    tmp_path: Path, resume: bool, seed: int, found: int
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "new", RECIPE, interrupt, about="")
+def test_unfinished_work_is_gone_on_with(begun: Path) -> None:
     seen: list[int] = []
 
     def look(path: Path) -> pd.DataFrame:
         seen.append(int(np.load(path, mmap_mode="r")[0].max()))
         return fill(path)
 
-    write_store(tmp_path / "new", dataclasses.replace(RECIPE, seed=seed), look, about="", resume=resume)
+    write_store(begun, RECIPE, look, about="", work="by threes", resume=True)
 
-    assert seen == [found]
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert seen == [7]
+    assert [path.name for path in begun.parent.iterdir()] == ["new"]
+    assert {path.name for path in begun.iterdir()} == {"images.npy", "catalog.parquet", "manifest.json", "CARD.md"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "unfinished work; add --resume"),
+        ({"recipe": dataclasses.replace(RECIPE, seed=1), "resume": True}, "unfinished work on other data"),
+        ({"work": "by fours", "resume": True}, "unfinished work on other data"),
+    ],
+)
+def test_unfinished_work_is_not_lost_unasked(begun: Path, changes: dict[str, object], message: str) -> None:
+    arguments = {"recipe": RECIPE, "fill": fill, "about": "", "work": "by threes", **changes}
+
+    with pytest.raises(ValueError, match=message):
+        write_store(begun, **arguments)
+
+    assert (begun.with_name(".new.partial") / "begun").exists()
+
+
+def test_a_second_writer_of_the_same_store_is_refused(tmp_path: Path) -> None:
+    def write_again(path: Path) -> pd.DataFrame:
+        with pytest.raises(BusyError, match="another process is writing"):
+            write_store(tmp_path / "new", RECIPE, fill, about="")
+        return fill(path)
+
+    write_store(tmp_path / "new", RECIPE, write_again, about="")
+
+
+def test_a_catalogue_with_too_few_rows_never_becomes_a_store(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has rows .*, the manifest says"):
+        write_store(tmp_path / "new", RECIPE, lambda path: fill(path).iloc[:-1], about="")
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_dead_writer_left_is_cleared(tmp_path: Path) -> None:
-    beyond_the_largest_process_id = 2**30
-    (tmp_path / f".new.{beyond_the_largest_process_id}.partial").mkdir()
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial" / "images.npy").write_bytes(b"of an import that was killed")
 
     write_store(tmp_path / "new", RECIPE, fill, about="")
 
