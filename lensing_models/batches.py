@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One fit: what is fitted, to what, and for how long."""
+    """One fit: what is fitted, to what, for how long, and from which weights.
+
+    `pretrained` says whether it starts from timm's weights, from the file `weights` if there is one.
+    """
 
     task: TaskSpec
     architecture: ArchitectureSpec
     store: Store
     preset: Preset
     seed: int
+    pretrained: bool = False
+    weights: Path | None = None
 
     def __post_init__(self) -> None:
         if self.store.task != self.task.name:

@@ -34,6 +34,7 @@ class Card:
         steps: Optimiser steps taken.
         epochs: How often each training image was seen, on average.
         converged: Whether the schedule ran to its end; False where a step cap ended it.
+        pretrained: Whether the fit started from timm's weights instead of random ones.
         scored_images: Images behind `validation` and `test`, by split.
         validation: Metrics of the rounded weights, eager fp32, on the validation split.
         test: The same on the test split.
@@ -53,6 +54,7 @@ class Card:
     steps: int
     epochs: float
     converged: bool
+    pretrained: bool = False
     scored_images: Mapping[str, int] = field(default_factory=dict)
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.evaluate import predict
 from lensing_models.loop import BEST, LAST, Precision, run_loop, step_once
 from lensing_models.metrics import score
-from lensing_models.network import LensNetwork
+from lensing_models.network import LensNetwork, build_network
 from lensing_models.preset import Preset
 from lensing_models.progress import ProgressLine
 from lensing_models.specs import ArchitectureSpec, TaskSpec
@@ -49,6 +49,8 @@ def fit(
     folder: Path | None = None,
     resume: bool = False,
     time_budget_s: float | None = None,
+    pretrained: bool = False,
+    weights: Path | None = None,
 ) -> tuple[LensNetwork, Card]:
     """Fit *architecture* to the training split of *store*.
 
@@ -65,6 +67,8 @@ def fit(
         folder: Where logs, and the state to resume from, are written; None for neither.
         resume: Whether to go on with a fit of the same arguments that was killed, if *folder* has one.
         time_budget_s: Wall time [s] to which the number of epochs is cut, schedule and all.
+        pretrained: Start from timm's weights for colour images; see `build_network`.
+        weights: File of them, where there is no internet.
 
     Returns:
         The network on the CPU in evaluation mode, weights rounded as a checkpoint rounds them,
@@ -76,7 +80,15 @@ def fit(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
-    job = Job(task=task, architecture=architecture, store=store, preset=preset, seed=seed)
+    job = Job(
+        task=task,
+        architecture=architecture,
+        store=store,
+        preset=preset,
+        seed=seed,
+        pretrained=pretrained,
+        weights=weights,
+    )
     network = new_network(job)
     precision = chosen_precision(network, device)
     if folder:
@@ -118,6 +130,7 @@ def _planned(
         "recipe_digest": job.store.recipe_digest,
         "preset": job.preset.name,
         "seed": job.seed,
+        "pretrained": job.pretrained,
     }
     plan = folder / PLAN if folder else None
     if plan and resume and plan.exists():
@@ -176,11 +189,11 @@ def new_network(job: Job) -> LensNetwork:
     """
     with torch.random.fork_rng():
         torch.manual_seed(job.seed)
-        network = job.architecture.build(job.task)
+        network = build_network(job.architecture, job.task, pretrained=job.pretrained, weights=job.weights)
     # The backbone is a timm model, typed as a plain module.
     for value in network.backbone.get_classifier().parameters():  # type: ignore[operator]
         nn.init.zeros_(value)
-    for block in network.modules():
+    for block in network.modules() if not job.pretrained else ():
         if getattr(block, "has_skip", False):  # timm's name in the MobileNet and EfficientNet families
             norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
             nn.init.zeros_(norms[-1].weight)
@@ -234,6 +247,7 @@ def _score(job: Job, network: LensNetwork, *, steps: int, converged: bool) -> Ca
         sky=job.store.sky,
         preset=job.preset.name,
         seed=job.seed,
+        pretrained=job.pretrained,
         steps=steps,
         epochs=steps / job.epoch_steps,
         converged=converged,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -50,16 +52,41 @@ class LensNetwork(nn.Module):
         return self
 
 
-def build_network(architecture: ArchitectureSpec, task: TaskSpec) -> LensNetwork:
-    """Return *architecture* for *task* with random weights, in evaluation mode."""
+def build_network(
+    architecture: ArchitectureSpec, task: TaskSpec, *, pretrained: bool = False, weights: Path | None = None
+) -> LensNetwork:
+    """Return *architecture* for *task*, in evaluation mode.
+
+    Args:
+        architecture: The backbone and its input size.
+        task: Gives channels and outputs.
+        pretrained: Start from timm's weights for colour images instead of random ones. A stem of
+            three channels is folded to one by summing them: the network then answers to an image
+            as the original to the same image in all three.
+        weights: File of such weights, where the network has no internet.
+
+    Raises:
+        ValueError: If the images are not square.
+        OSError: If the weights cannot be had.
+    """
     import timm
 
     channels, height, width = task.image_shape
     if height != width:
         raise ValueError(f"task {task.name!r}: images must be square, not {height} x {width}")
-    backbone = timm.create_model(
-        architecture.timm_name, pretrained=False, in_chans=channels, num_classes=task.output_count
-    )
+    try:
+        backbone = timm.create_model(
+            architecture.timm_name,
+            pretrained=pretrained,
+            pretrained_cfg_overlay={"file": str(weights)} if weights else None,
+            in_chans=channels,
+            num_classes=task.output_count,
+        )
+    except (OSError, RuntimeError) as error:  # no internet, or a file of something else
+        if not pretrained:
+            raise
+        where = weights or "timm's hub"
+        raise OSError(f"no pretrained weights of {architecture.timm_name} from {where}: {error}") from error
     network = LensNetwork(
         backbone, image_size=height, input_size=architecture.input_size, output_count=task.output_count
     )

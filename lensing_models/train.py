@@ -15,7 +15,9 @@ from lensing_models.preset import PRESETS
 from lensing_models.registry import select_pairs
 
 
-def kept_card(path: Path, recipe_digest: str, preset: str, seed: int) -> tuple[Card | None, str]:
+def kept_card(
+    path: Path, recipe_digest: str, preset: str, seed: int, pretrained: bool = False
+) -> tuple[Card | None, str]:
     """Return the card of a checkpoint that need not be fitted again, or None and the reason why.
 
     Args:
@@ -23,6 +25,7 @@ def kept_card(path: Path, recipe_digest: str, preset: str, seed: int) -> tuple[C
         recipe_digest: Data set that it must have been fitted on.
         preset: Size of work that it must have.
         seed: Seed that it must have.
+        pretrained: Whether it must have started from timm's weights.
     """
     if not path.exists():
         return None, "not there yet"
@@ -30,7 +33,7 @@ def kept_card(path: Path, recipe_digest: str, preset: str, seed: int) -> tuple[C
         card = verify_checkpoint(path)
     except ValueError as error:
         return None, str(error)
-    wanted = {"recipe_digest": recipe_digest, "preset": preset, "seed": seed}
+    wanted = {"recipe_digest": recipe_digest, "preset": preset, "seed": seed, "pretrained": pretrained}
     differing = [name for name, value in wanted.items() if getattr(card, name) != value]
     return (None, f"another {' and '.join(differing)}") if differing else (card, "")
 
@@ -57,6 +60,14 @@ def build_parser() -> Parser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--time-budget", type=float, metavar="S", help="seconds to which each fit's epochs are cut")
     parser.add_argument("--resume", action="store_true", help="go on with fits that were killed")
+    parser.add_argument(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="FILE",
+        help="start from timm's weights for colour images, from its hub or a file",
+    )
     parser.add_argument("--refit", action="store_true", help="fit again what --out already holds")
     return parser
 
@@ -70,13 +81,17 @@ def main(argv: Sequence[str]) -> int:
     if arguments.threads < 1 or arguments.seed < 0:
         parser.error(f"--threads {arguments.threads} --seed {arguments.seed}: threads start at 1, seeds at 0")
     pairs = select_pairs(arguments.models, arguments.tasks)
+    if isinstance(arguments.pretrained, str) and len({architecture.name for _, architecture in pairs}) > 1:
+        parser.error(f"--pretrained {arguments.pretrained}: one file is of one network; name it with --models")
     preset = PRESETS[arguments.preset]
     tasks = {task.name: task for task, _ in pairs}
     stores = {name: find_store(task, arguments.data, preset) for name, task in tasks.items()}
     lines = []
     for task, architecture in pairs:
         path = checkpoint_path(arguments.out, task.name, architecture.name)
-        card, why = kept_card(path, stores[task.name].recipe_digest, preset.name, arguments.seed)
+        card, why = kept_card(
+            path, stores[task.name].recipe_digest, preset.name, arguments.seed, bool(arguments.pretrained)
+        )
         fitted = card is None or arguments.refit
         if fitted:
             print(f"{path}: {'--refit' if arguments.refit else why}; fitting", file=sys.stderr)
@@ -94,6 +109,8 @@ def main(argv: Sequence[str]) -> int:
                 folder=folder,
                 resume=arguments.resume,
                 time_budget_s=arguments.time_budget,
+                pretrained=bool(arguments.pretrained),
+                weights=Path(arguments.pretrained) if isinstance(arguments.pretrained, str) else None,
             )
             path = write_checkpoint(network, arguments.out, card)
             save_curve(folder, task.primary_metric, f"{task.name}/{architecture.name}, preset {preset.name}")

@@ -1,7 +1,10 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
 
 from lensing_models import fit as fitting
@@ -148,6 +151,20 @@ def test_every_residual_block_starts_as_the_identity(store: Store) -> None:
 
     # MobileNetV3-small has six blocks that keep size and width (Howard et al. 2019, table 2).
     assert passed == [True] * 6
+
+
+def test_a_fit_from_pretrained_weights_keeps_them_and_says_so(store: Store, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = tmp_path / "colour.safetensors"
+    published = timm.create_model("mobilenetv3_small_100").state_dict()
+    safetensors.torch.save_file(published, path)
+
+    network = fitting.new_network(make_job(store, pretrained=True, weights=path))
+    _, card = fit(CLASSES, SMALL, store, preset=CAPPED, seed=0, threads=1, device="cpu", pretrained=True, weights=path)
+
+    stem = network.backbone.conv_stem.weight
+    torch.testing.assert_close(stem, published["conv_stem.weight"].sum(1, keepdim=True), rtol=1e-6, atol=1e-7)
+    assert card.pretrained
 
 
 def test_batch_norm_holds_the_statistics_of_the_images_after_a_refresh(store: Store) -> None:

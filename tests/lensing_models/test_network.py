@@ -1,9 +1,13 @@
 """Facts that hold for every architecture on every task."""
 
+from pathlib import Path
+
 import pytest
+import safetensors.torch
+import timm
 import torch
 
-from lensing_models.network import LensNetwork
+from lensing_models.network import LensNetwork, build_network
 from lensing_models.registry import find_architecture, find_task, known_architectures
 from lensing_models.specs import TaskSpec
 from lensing_models.tasks import known_tasks
@@ -29,6 +33,39 @@ def test_the_first_convolution_has_as_many_channels_as_the_image(name: str) -> N
     first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
 
     assert first.in_channels == 1
+
+
+@pytest.fixture(scope="module")
+def colour_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of a network for colour images and a thousand classes, as timm publishes them."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "colour.safetensors"
+    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), path)
+    return path
+
+
+def test_a_pretrained_stem_is_folded_exactly_to_one_channel(colour_weights: Path) -> None:
+    overlay = {"file": str(colour_weights)}
+    colour = timm.create_model("resnet18", pretrained=True, pretrained_cfg_overlay=overlay).eval().double()
+    images = torch.rand(2, 1, 150, 150, dtype=torch.float64)
+
+    network = build_network(
+        find_architecture("resnet18"), find_task("substructure"), pretrained=True, weights=colour_weights
+    )
+
+    with torch.inference_mode():
+        features = network.backbone.double().forward_features(images)
+        expected = colour.forward_features(images.expand(-1, 3, -1, -1))
+    # The weights are float32: their sum over the channels is rounded once.
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
+    assert features.abs().max() > 0.1
+
+
+def test_pretrained_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"no pretrained weights of resnet18 from .*nowhere"):
+        build_network(
+            find_architecture("resnet18"), find_task("substructure"), pretrained=True, weights=tmp_path / "nowhere"
+        )
 
 
 class Spy(torch.nn.Module):
