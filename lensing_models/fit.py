@@ -99,8 +99,10 @@ def fit(
             job, network, device=device, precision=precision, progress=progress, folder=folder, resume=resume
         )
         network.to(device)
-        images = 8 * job.batch_size if preset.step_capped else 2048
-        refresh_batch_norm(network, store, store.indices("train")[:images])
+        if preset.step_capped:
+            # After a longer fit the averaged statistics are better: anew from 2,048 images they cost
+            # MobileNetV3-small 0.007 of its validation AUC (0.9768 to 0.9696).
+            refresh_batch_norm(network, store, store.indices("train")[: 8 * job.batch_size])
         round_weights(network.eval())
         card = _score(job, network, steps=steps, converged=not preset.step_capped and job.preset == preset)
         progress.say(f"validation {task.primary_metric} {card.validation[task.primary_metric]:.4g}")
