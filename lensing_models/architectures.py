@@ -33,4 +33,11 @@ ARCHITECTURES: tuple[ArchitectureSpec, ...] = (
         published={"substructure": {"auc": 0.9931, "accuracy": 0.9588}, "halo_mass": {"mse": 4.8e-5}},
         quick=Schedule(batch_size=8, learning_rate=3e-4, most_steps=6),
     ),
+    ArchitectureSpec(
+        name="efficientnet_b5",
+        variant="px150",
+        timm_name="efficientnet_b5",
+        input_size=150,
+        quick=Schedule(batch_size=8, learning_rate=3e-4, most_steps=12),
+    ),
 )

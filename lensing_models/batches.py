@@ -1,113 +1,120 @@
-"""What a fit is given: its data set, its sizes, and each epoch's turned and shuffled batches."""
+"""Each epoch's shuffled and turned batches, and the validation split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lensing_models.data.preprocess import scale_to_unit
-from lensing_models.preset import Preset
-from lensing_models.specs import ArchitectureSpec, Schedule, TaskSpec
+from lensing_models.data.supply import Supply
+from lensing_models.job import Job
+from lensing_models.specs import LabelArray, TaskSpec
 
-if TYPE_CHECKING:
-    from lensing_models.data.store import Store
+VALIDATED_TOGETHER = 64  # images
+
+Chosen = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Numbers (B,) in the training split, and how each image is turned: see `turn`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One fit: what is fitted, to what, for how long, and from which weights.
+class Share:
+    """Which part of each batch this process computes, of `processes` that fit one network together."""
 
-    `pretrained` says whether it starts from timm's weights, from the file `weights` if there is one.
+    rank: int = 0
+    processes: int = 1
+
+
+class Order(Sampler[Chosen]):
+    """The batches of an epoch: a function of (seed, epoch) and of each image's place in the split.
+
+    The processes' shares of a batch together are the batch of a single process.
+
+    Args:
+        job: Its data, batch size and seed.
+        share: What this process computes.
+
+    Raises:
+        ValueError: If the batch cannot be shared evenly.
     """
 
-    task: TaskSpec
-    architecture: ArchitectureSpec
-    store: Store
-    preset: Preset
-    seed: int
-    pretrained: bool = False
-    weights: Path | None = None
+    def __init__(self, job: Job, share: Share = Share()) -> None:
+        if job.batch_size % share.processes:
+            raise ValueError(f"a batch of {job.batch_size} images cannot be shared by {share.processes} processes")
+        self._job, self._share, self._epoch = job, share, 0
 
-    def __post_init__(self) -> None:
-        if self.store.task != self.task.name:
-            raise ValueError(
-                f"the data set holds {self.store.task!r}, not {self.task.name!r}; open the one of the task"
-            )
-
-    @property
-    def schedule(self) -> Schedule:
-        """Return how the network is fitted at this size of work."""
-        return self.architecture.quick if self.preset.step_capped else self.architecture.full
-
-    @property
-    def batch_size(self) -> int:
-        """Return the images in a step."""
-        return min(self.schedule.batch_size, len(self.store.indices("train")))
-
-    @property
-    def epoch_steps(self) -> int:
-        """Return the steps of an epoch; images that do not fill a batch wait for the next shuffle."""
-        return len(self.store.indices("train")) // self.batch_size
-
-    @property
-    def steps(self) -> int:
-        """Return the steps of the whole fit."""
-        steps = self.preset.epochs * self.epoch_steps
-        return min(steps, self.schedule.most_steps or steps)
-
-    def labels(self) -> torch.Tensor:
-        """Return what the loss wants for the training split: (N,) int64 classes or float32 log10."""
-        labels = self.store.labels("train")
-        if self.task.kind == "classification":
-            return torch.from_numpy(labels.astype(np.int64))
-        return torch.from_numpy(np.log10(labels).astype(np.float32))
-
-
-class Epoch:
-    """The batches of one epoch, a function of (seed, epoch) and of each image's place in the split."""
-
-    def __init__(self, job: Job, epoch: int) -> None:
-        self._job, self._rows, self._labels = job, job.store.indices("train"), job.labels()
-        rng = np.random.default_rng((job.seed, epoch))
-        self._turns = rng.integers(8, size=len(self._rows))
-        self._order = rng.permutation(len(self._rows))
+    def set_epoch(self, epoch: int) -> None:
+        """Go to *epoch*, counted from 0; Lightning calls it."""
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return self._job.epoch_steps
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        size = self._job.batch_size
+    def __iter__(self) -> Iterator[Chosen]:
+        images, size = self._job.train_images, self._job.batch_size
+        rng = np.random.default_rng((self._job.seed, self._epoch))
+        turns, order = rng.integers(8, size=images), rng.permutation(images)
+        first = self._epoch * images if self._job.stream else 0
         for step in range(len(self)):
-            chosen = self._order[step * size : (step + 1) * size]
-            images = scale_to_unit(self._job.store.counts(self._rows[chosen]))
-            yield turn(images, self._turns[chosen]), self._labels[chosen]
+            chosen = order[step * size : (step + 1) * size][self._share.rank :: self._share.processes]
+            yield first + chosen, turns[chosen]
 
 
-class Validation:
-    """The batches of the validation split: the images as they are, in order."""
+class TrainingBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Turned images (B, C, H, W) and targets (B,) for what an `Order` chose."""
 
-    def __init__(self, job: Job, batch_size: int = 64) -> None:
-        self._store, self._rows, self._size = job.store, job.store.indices("validation"), batch_size
+    def __init__(self, task: TaskSpec, supply: Supply) -> None:
+        self._task, self._supply = task, supply
+
+    def __getitem__(self, chosen: Chosen) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers, turns = chosen
+        images, labels = self._supply.take(numbers)
+        return turn(images, turns), targets(self._task, labels).to(images.device)
+
+
+class ValidationBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Numbers (B,) and images of a process's share of the validation split, as they are."""
+
+    def __init__(self, supply: Supply, images: int, share: Share = Share()) -> None:
+        self._supply, self._numbers = supply, np.arange(share.rank, images, share.processes)
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._size)
+        return -(-len(self._numbers) // VALIDATED_TOGETHER)
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for start in range(0, len(self._rows), self._size):
-            yield scale_to_unit(self._store.counts(self._rows[start : start + self._size]))
+    def __getitem__(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = self._numbers[batch * VALIDATED_TOGETHER : (batch + 1) * VALIDATED_TOGETHER]
+        return torch.from_numpy(numbers), self._supply.take(numbers)[0]
+
+
+def training_loader(batches: TrainingBatches, order: Order, workers: int) -> DataLoader[Chosen]:
+    """Return the loader of *batches* in *order*, made here or by *workers* processes ahead of the fit."""
+    return DataLoader(
+        batches,  # type: ignore[arg-type]  # torch's stub wants the sampler to give the type of an item
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # Spawned, not forked: torch's threads do not survive a fork.
+        multiprocessing_context="spawn" if workers else None,
+        generator=torch.Generator(),  # the global one is the networks'
+    )
+
+
+def targets(task: TaskSpec, labels: LabelArray) -> torch.Tensor:
+    """Return what the loss of *task* wants for *labels* (N,): int64 classes or float32 log10."""
+    if task.kind == "classification":
+        return torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(np.log10(labels).astype(np.float32))
 
 
 def turn(images: torch.Tensor, turns: NDArray[np.int64]) -> torch.Tensor:
     """Return (B, C, S, S) images, each turned by ``turns % 4`` quarters and mirrored if it is 4 or more."""
     turned = torch.empty_like(images)
     for code in np.unique(turns):
-        rows = torch.from_numpy(np.flatnonzero(turns == code))
+        rows = torch.from_numpy(np.flatnonzero(turns == code)).to(images.device)
         quarter = torch.rot90(images[rows], int(code) % 4, dims=(2, 3))
         turned[rows] = quarter.flip(3) if code >= 4 else quarter
     return turned

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lensing_models
+from lensing_models.checkpoint_index import fetch_weights
 from lensing_models.registry import find_architecture, find_task
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Card:
     """Where a checkpoint came from and what it is worth.
 
     Attributes:
+        architecture: Label of the network: see `ArchitectureSpec.label`.
         sha256: Digest of the safetensors file; empty until `write_checkpoint` has written it.
         recipe_digest: Identity of the data set it was fitted on.
         sky: Physical parameters of that data set.
@@ -35,9 +37,18 @@ class Card:
         epochs: How often each training image was seen, on average.
         converged: Whether the schedule ran to its end; False where a step cap ended it.
         pretrained: Whether the fit started from timm's weights instead of random ones.
+        start: Digest of the checkpoint that the fit started from; empty without one.
+        stream: Whether each epoch after the first showed new images; `recipe_digest` is of the stored ones.
+        teacher: Digest of the checkpoint whose answers were imitated; empty without one.
+        focal_gamma: Focus of the loss: see `TaskSpec`.
+        balance: Weight of rare classes in the loss: see `TaskSpec`.
+        processes: Processes that fitted it together.
+        test_uses: How often networks of this pair, kept or replaced at this path, were scored on
+            the test split of these data: 1 says that nothing was chosen by it.
         scored_images: Images behind `validation` and `test`, by split.
         validation: Metrics of the rounded weights, eager fp32, on the validation split.
         test: The same on the test split.
+        intervals: 95 % interval of each of these, by a bootstrap over the images.
         revision: Git revision of the suite, ``-dirty`` behind it if the tree was changed; its
             version where there is no checkout.
         versions: Versions of the packages that fitted it.
@@ -55,9 +66,17 @@ class Card:
     epochs: float
     converged: bool
     pretrained: bool = False
+    start: str = ""
+    stream: bool = False
+    teacher: str = ""
+    focal_gamma: float = 0.0
+    balance: float = 0.0
+    processes: int = 1
+    test_uses: int = 1
     scored_images: Mapping[str, int] = field(default_factory=dict)
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     revision: str
     versions: Mapping[str, str]
     recorded_at: str
@@ -67,6 +86,9 @@ class Card:
         facts = dataclasses.asdict(self)
         for split in ("validation", "test"):
             facts[split] = {name: None if math.isnan(value) else value for name, value in facts[split].items()}
+        facts["intervals"] = {
+            name: [None if math.isnan(bound) else bound for bound in bounds] for name, bounds in self.intervals.items()
+        }
         return json.dumps(facts, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -76,6 +98,10 @@ class Card:
             facts = json.loads(text)
             for split in ("validation", "test"):
                 facts[split] = {name: math.nan if value is None else value for name, value in facts[split].items()}
+            facts["intervals"] = {
+                name: tuple(math.nan if bound is None else bound for bound in bounds)
+                for name, bounds in facts.get("intervals", {}).items()
+            }
             return cls(**facts)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a checkpoint card: {error}") from error
@@ -105,8 +131,11 @@ def read_card(path: Path) -> Card:
 def verify_checkpoint(path: Path) -> Card:
     """Return the card of *path* after checking that the weights are the ones it describes.
 
+    Weights that are missing are fetched where an index beside or above them says where from.
+
     Raises:
         ValueError: If a file is missing, damaged, or for a task or architecture that is unknown.
+        OSError: If weights could not be fetched.
     """
     return _read(path)[0]
 
@@ -177,7 +206,7 @@ def revision() -> str:
 
 def _read(path: Path) -> tuple[Card, bytes]:
     """Return card and weights of *path*, checked against each other."""
-    if not path.is_file():
+    if not path.is_file() and not fetch_weights(path):
         raise ValueError(f"no checkpoint {path}; fit it: python -m lensing_models.train")
     card = read_card(path)
     content = path.read_bytes()

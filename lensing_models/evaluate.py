@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from lensing_models.command_line import Parser, run_main
 from lensing_models.data.find import open_task_store
 from lensing_models.metrics import known_metrics, score
 from lensing_models.registry import find_task
-from lensing_models.specs import FloatArray, LabelArray, TaskSpec
+from lensing_models.specs import FloatArray, LabelArray, Metric, TaskSpec
 
 if TYPE_CHECKING:
     from lensing_models.data.store import Store
@@ -37,11 +37,12 @@ def predict(
     import torch
 
     from lensing_models.data.preprocess import scale_to_unit
+    from lensing_models.precision import without_tf32
 
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), without_tf32(device.type):
         parts = [
             network(scale_to_unit(store.counts(indices[start : start + batch_size])).to(device)).cpu().numpy()
             for start in range(0, len(indices), batch_size)
@@ -72,18 +73,67 @@ def bootstrap(
         seed: Of the draws.
         level: Share of the resamples inside.
     """
+
+    def value(metric: Metric, drawn: NDArray[np.int64]) -> float:
+        return metric.compute(outputs[drawn], labels[drawn])
+
+    return _resample(task, value, len(labels), resamples, seed, level)
+
+
+def bootstrap_difference(
+    task: TaskSpec,
+    outputs: FloatArray,
+    others: FloatArray,
+    labels: LabelArray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Return the percentile interval of the difference of each metric between two networks on the same images.
+
+    Each resample draws images, and both networks answer for the same ones: what makes an image hard for
+    both cancels, so the interval is narrower than the two networks' own suggest.
+
+    Args:
+        task: Names the metrics.
+        outputs: (N, K) as for `metrics.score`; the difference is theirs less that of *others*.
+        others: (N, K) of the other network, in the same order.
+        labels: (N,).
+        resamples: As for `bootstrap`.
+        seed: As for `bootstrap`.
+        level: As for `bootstrap`.
+
+    Raises:
+        ValueError: If the two do not answer the same question about the same images.
+    """
+    if outputs.shape != others.shape:
+        raise ValueError(f"outputs {outputs.shape} and {others.shape} are not of the same images and classes")
+
+    def value(metric: Metric, drawn: NDArray[np.int64]) -> float:
+        return metric.compute(outputs[drawn], labels[drawn]) - metric.compute(others[drawn], labels[drawn])
+
+    return _resample(task, value, len(labels), resamples, seed, level)
+
+
+def _resample(
+    task: TaskSpec,
+    value: Callable[[Metric, NDArray[np.int64]], float],
+    images: int,
+    resamples: int,
+    seed: int,
+    level: float,
+) -> dict[str, Interval]:
+    """Return the percentile interval of *value* for each metric over draws of as many *images*; NaN without one."""
     rng = np.random.default_rng(seed)
-    metrics = [known_metrics()[name] for name in task.metrics]
-    values = np.empty((resamples, len(metrics)))
-    for row in values:
-        drawn = rng.integers(len(labels), size=len(labels))
-        row[:] = [metric.compute(outputs[drawn], labels[drawn]) for metric in metrics]
+    draws = [rng.integers(images, size=images) for _ in range(resamples)]
     tail = (1 - level) / 2
     intervals = {}
-    for metric, column in zip(metrics, values.T, strict=True):
-        defined = column[~np.isnan(column)]
+    for name in task.metrics:
+        values = np.array([value(known_metrics()[name], drawn) for drawn in draws])
+        defined = values[~np.isnan(values)]
         low, high = np.quantile(defined, (tail, 1 - tail)) if len(defined) else (np.nan, np.nan)
-        intervals[metric.name] = (float(low), float(high))
+        intervals[name] = (float(low), float(high))
     return intervals
 
 
@@ -97,6 +147,23 @@ def render(task: TaskSpec, values: Mapping[str, float], intervals: Mapping[str, 
     return "\n".join(lines)
 
 
+def render_difference(task: TaskSpec, outputs: FloatArray, others: FloatArray, labels: LabelArray) -> str:
+    """Return a table as `render` does of how much *outputs* score more than *others*, paired."""
+    values, other_values = score(task, outputs, labels), score(task, others, labels)
+    differences = {name: values[name] - other_values[name] for name in task.metrics}
+    return render(task, differences, bootstrap_difference(task, outputs, others, labels))
+
+
+def _answers_of(checkpoint: Path, task: TaskSpec, store: Store, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the outputs of *checkpoint*; ValueError if it answers another question."""
+    from lensing_models.checkpoint import load_checkpoint
+
+    network, card = load_checkpoint(checkpoint)
+    if card.task != task.name:
+        raise ValueError(f"{checkpoint} is of task {card.task!r}, not {task.name!r}")
+    return predict(network, store, indices)
+
+
 def main(argv: Sequence[str]) -> int:
     """Evaluate what *argv* names and print the table."""
     parser = Parser(prog="lensing_models.evaluate", description="Test metrics of a checkpoint, eager fp32.")
@@ -104,6 +171,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, help="a data set, or a folder of one for each task")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--out", type=Path, metavar="PNG", help="picture: ROC and confusion, or predicted against true")
+    parser.add_argument("--against", type=Path, metavar="CHECKPOINT", help="difference from it, on the same images")
+    parser.add_argument("--breakdown", action="store_true", help="on which true parameters the errors depend")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
@@ -126,6 +195,13 @@ def main(argv: Sequence[str]) -> int:
     if store.recipe_digest != card.recipe_digest:
         print(f"other data than it was fitted on: {store.recipe_digest[:12]}, not {card.recipe_digest[:12]}")
     print(render(task, score(task, outputs, labels), bootstrap(task, outputs, labels)))
+    if arguments.against:
+        print(f"less {arguments.against}, on the same images:")
+        print(render_difference(task, outputs, _answers_of(arguments.against, task, store, indices), labels))
+    if arguments.breakdown:
+        from lensing_models.breakdown import break_down, render_breakdown
+
+        print(render_breakdown(task, break_down(task, store.catalog.iloc[indices], outputs)))
     if arguments.out:
         from lensing_models.picture import save_answers
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib.metadata
-import json
-import time
+import math
+import os
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,166 +15,124 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
-from lensing_models.batches import Epoch, Job
-from lensing_models.checkpoint import Card, revision, round_weights
-from lensing_models.data.preprocess import scale_to_unit
-from lensing_models.evaluate import predict
-from lensing_models.loop import BEST, LAST, Precision, run_loop, step_once
+from lensing_models.batches import targets
+from lensing_models.checkpoint import Card, load_checkpoint, revision, round_weights, verify_checkpoint
+from lensing_models.cluster import find_device, join_cluster
+from lensing_models.evaluate import bootstrap, predict
+from lensing_models.fit_module import Means, Precision
+from lensing_models.fit_plan import affordable_epochs, planned_epochs
+from lensing_models.job import Job
+from lensing_models.loop import run_loop
 from lensing_models.metrics import score
 from lensing_models.network import LensNetwork, build_network
-from lensing_models.preset import Preset
 from lensing_models.progress import ProgressLine
-from lensing_models.specs import ArchitectureSpec, TaskSpec
 
 if TYPE_CHECKING:
+    from lensing_models.data.manifest import SplitName
     from lensing_models.data.store import Store
+    from lensing_models.specs import LabelArray
 
-PLAN = "fit.json"  # what a resumed fit must have in common with the one that was killed
-TIMED_STEPS, UNTIMED_STEPS = 12, 3
-#: Validating an epoch, and refreshing and scoring at the end, beside the steps themselves.
-OVERHEAD = 1.1
+MOST_WORKERS = 8
+RESIDENT_SHARE = 0.3  # of the free memory of a GPU, for the training images
 
 
 def fit(
-    task: TaskSpec,
-    architecture: ArchitectureSpec,
-    store: Store,
+    job: Job,
     *,
-    preset: Preset,
-    seed: int,
     threads: int,
     device: str = "auto",
+    workers: int | None = None,
     folder: Path | None = None,
     resume: bool = False,
     time_budget_s: float | None = None,
-    pretrained: bool = False,
-    weights: Path | None = None,
 ) -> tuple[LensNetwork, Card]:
-    """Fit *architecture* to the training split of *store*.
+    """Fit a network as *job* says.
 
-    On a CPU the weights are a function of the arguments, thread count included.
+    On a CPU the weights are a function of the job, the threads and the number of processes that
+    fit together (`cluster.join_cluster`); each of these returns the same.
 
     Args:
-        task: What is asked of the images.
-        architecture: The network, its batch size and its learning rate.
-        store: Images and labels of that task.
-        preset: Epochs, or the step cap.
-        seed: Of the first weights, the shuffling and the augmentation.
+        job: What is fitted, to what, for how long.
         threads: CPU threads of torch, for the whole process from here on.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is one.
-        folder: Where logs, and the state to resume from, are written; None for neither.
-        resume: Whether to go on with a fit of the same arguments that was killed, if *folder* has one.
+        workers: Processes that make batches ahead of the fit; None for as many as pay.
+        folder: Where logs, and the state to resume from, are written; None for neither. The state
+            stays, for whoever writes the checkpoint to drop it then: `fit_plan.drop_state`.
+        resume: Whether to go on with a fit of the same job that was killed, if *folder* has one.
         time_budget_s: Wall time [s] to which the number of epochs is cut, schedule and all.
-        pretrained: Start from timm's weights for colour images; see `build_network`.
-        weights: File of them, where there is no internet.
 
     Returns:
         The network on the CPU in evaluation mode, weights rounded as a checkpoint rounds them,
         and its card.
 
     Raises:
-        ValueError: If the data set is of another task, or the fit diverged.
+        ValueError: If the teacher or the start does not fit, there is no such device, or the fit diverged.
+        OSError: If the state cannot be written; what was written before is kept.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
-    job = Job(
-        task=task,
-        architecture=architecture,
-        store=store,
-        preset=preset,
-        seed=seed,
-        pretrained=pretrained,
-        weights=weights,
-    )
+    teacher, taught_by = _load_teacher(job) if job.teacher else (None, "")
     network = new_network(job)
-    precision = chosen_precision(network, device)
+    means = choose_means(job, network, device, workers)
+    if teacher:
+        teacher.to(means.device).to(memory_format=torch.channels_last)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    job = _planned(job, network, device, precision, folder, resume, time_budget_s)
-    with ProgressLine(f"fit {task.name}/{architecture.name}", job.steps) as progress:
-        steps = run_loop(
-            job, network, device=device, precision=precision, progress=progress, folder=folder, resume=resume
-        )
-        network.to(device)
-        if preset.step_capped:
-            # After a longer fit the averaged statistics are better: anew from 2,048 images they cost
-            # MobileNetV3-small 0.007 of its validation AUC (0.9768 to 0.9696).
-            refresh_batch_norm(network, store, store.indices("train")[: 8 * job.batch_size])
+    affordable = partial(affordable_epochs, job, network, means, teacher)
+    planned = means.cluster.decide(lambda: planned_epochs(job, folder, taught_by, resume, affordable, time_budget_s))
+    cut = dataclasses.replace(job, epochs=planned)
+    with ProgressLine(f"fit {job.name}", cut.steps, silent=means.cluster.rank > 0) as progress:
+        steps = run_loop(cut, network, means, teacher=teacher, progress=progress, folder=folder, resume=resume)
+        network.to(means.device)
         round_weights(network.eval())
-        card = _score(job, network, steps=steps, converged=not preset.step_capped and job.preset == preset)
-        progress.say(f"validation {task.primary_metric} {card.validation[task.primary_metric]:.4g}")
-    if folder:
-        _drop_state(folder)  # that of a finished fit is of no use, and large
+        card = _score(job, network, steps=steps, converged=not job.preset.step_capped and planned == job.most_epochs)
+        card = dataclasses.replace(card, teacher=taught_by, processes=means.cluster.processes)
+        progress.say(f"validation {job.task.primary_metric} {card.validation[job.task.primary_metric]:.4g}")
     network.to("cpu")
     return network.to(memory_format=torch.contiguous_format), card
 
 
-def _planned(
-    job: Job,
-    network: LensNetwork,
-    device: str,
-    precision: Precision,
-    folder: Path | None,
-    resume: bool,
-    time_budget_s: float | None,
-) -> Job:
-    """Return *job* with as many epochs as the time allows, or as the fit that is resumed was given.
-
-    Raises:
-        ValueError: If that fit was of something else.
-    """
-    asked = {
-        "task": job.task.name,
-        "architecture": job.architecture.name,
-        "recipe_digest": job.store.recipe_digest,
-        "preset": job.preset.name,
-        "seed": job.seed,
-        "pretrained": job.pretrained,
-    }
-    plan = folder / PLAN if folder else None
-    if plan and resume and plan.exists():
-        begun = json.loads(plan.read_text(encoding="utf-8"))
-        epochs = begun.pop("epochs")
-        if begun != asked:
-            raise ValueError(f"{plan} is of another fit ({begun}); resume with its arguments or choose another --out")
-    else:
-        epochs = job.preset.epochs
-        if time_budget_s is not None and not job.preset.step_capped:
-            epochs = affordable_epochs(job, network, device, precision, time_budget_s)
-        if folder:
-            _drop_state(folder)
-    if plan:
-        plan.write_text(json.dumps({**asked, "epochs": epochs}), encoding="utf-8")
-    return dataclasses.replace(job, preset=dataclasses.replace(job.preset, epochs=epochs))
+def _load_teacher(job: Job) -> tuple[LensNetwork, str]:
+    """Return the teacher and the digest of its checkpoint; ValueError if it answers another question."""
+    assert job.teacher is not None
+    network, card = load_checkpoint(job.teacher)
+    if card.task != job.task.name:
+        raise ValueError(f"teacher {job.teacher} is of task {card.task!r}, not {job.task.name!r}")
+    refuse_other_split(job, job.teacher, card)
+    return network.requires_grad_(False), card.sha256
 
 
-def _drop_state(folder: Path) -> None:
-    for name in (LAST, BEST):
-        (folder / name).unlink(missing_ok=True)
-
-
-def affordable_epochs(job: Job, network: LensNetwork, device: str, precision: Precision, budget_s: float) -> int:
-    """Return how many epochs fit into *budget_s*, by timing some steps; 1 or more, at most the preset's.
+def choose_means(job: Job, network: nn.Module, device: str = "auto", workers: int | None = None) -> Means:
+    """Return what *job* is computed with here.
 
     Args:
-        job: Gives the batches and the preset.
-        network: A copy of it is fitted for these steps.
-        device: ``cpu`` or ``cuda``.
-        precision: Of the arithmetic.
-        budget_s: Wall time [s].
+        job: Says how large the images are, and whether they are simulated on the way.
+        network: Decides the precision.
+        device: As for `fit`.
+        workers: As for `fit`.
     """
-    trial = copy.deepcopy(network).to(device)
-    optimizer = torch.optim.AdamW(trial.parameters(), lr=1e-9)
-    times = []
-    for _, batch in zip(range(UNTIMED_STEPS + TIMED_STEPS), Epoch(job, 0), strict=False):
-        started = time.perf_counter()
-        step_once(job, trial, optimizer, batch, device, precision)
-        times.append(time.perf_counter() - started)
-    step_s = float(np.median(times[UNTIMED_STEPS:] or times))
-    return int(np.clip(budget_s / (OVERHEAD * step_s * job.epoch_steps), 1, job.preset.epochs))
+    device = find_device(device)
+    cluster = join_cluster(device)
+    # Workers make batches on the host; what lies on the device does not travel between processes.
+    resident = device == "cuda" and not job.stream and not workers and _fits(job.store)
+    if workers is None:
+        # On a CPU they would take the cores of the fit; a GPU must be fed.
+        cores = (os.cpu_count() or 1) // cluster.processes_a_node
+        workers = 0 if device == "cpu" or resident else min(MOST_WORKERS, max(1, cores - 1))
+    return Means(
+        device=device,
+        precision=chosen_precision(network, device),
+        workers=workers,
+        resident=resident,
+        cluster=cluster,
+    )
+
+
+def _fits(store: Store) -> bool:
+    """Say whether the training images take no more than a share of the free memory of the GPU."""
+    recipe = store.manifest.recipe
+    image_bytes = np.dtype(store.manifest.dtype).itemsize * math.prod(recipe.image_shape)
+    return bool(recipe.sizes["train"] * image_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info()[0])
 
 
 def new_network(job: Job) -> LensNetwork:
@@ -188,6 +146,9 @@ def new_network(job: Job) -> LensNetwork:
     The last batch norm of each residual block starts at scale zero, so that the block is the
     identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1). timm does so for ResNets alone; a
     random EfficientNet-B5 without it is so ill-conditioned that fp32 rounding moves its outputs by 1e-4.
+
+    Raises:
+        ValueError: If `Job.start` is of another kind of network.
     """
     with torch.random.fork_rng():
         torch.manual_seed(job.seed)
@@ -195,27 +156,45 @@ def new_network(job: Job) -> LensNetwork:
     # The backbone is a timm model, typed as a plain module.
     for value in network.backbone.get_classifier().parameters():  # type: ignore[operator]
         nn.init.zeros_(value)
-    for block in network.modules() if not job.pretrained else ():
-        if getattr(block, "has_skip", False):  # timm's name in the MobileNet and EfficientNet families
-            norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
-            nn.init.zeros_(norms[-1].weight)
+    if job.start:
+        _take_weights(job, network, job.start)
+    elif not job.pretrained:
+        for block in network.modules():
+            if getattr(block, "has_skip", False):  # timm's name in the MobileNet and EfficientNet families
+                norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
+                nn.init.zeros_(norms[-1].weight)
     if job.task.kind == "regression":
-        labels = job.labels().double()
+        labels = targets(job.task, job.store.labels("train")).double()
         network.output_shift.fill_(labels.mean())
         network.output_scale.fill_(labels.std(correction=0).clamp_min(1e-6))
     return network.to(memory_format=torch.channels_last).train()
 
 
-def refresh_batch_norm(network: nn.Module, store: Store, indices: NDArray[np.int64], batch_size: int = 32) -> None:
-    """Take the statistics of batch norm anew: plain averages of *network* over these images.
+def _take_weights(job: Job, network: LensNetwork, path: Path) -> None:
+    """Copy the backbone of the checkpoint *path*, but for its head; ValueError if it is of another kind."""
+    backbone = network.backbone
+    head = {id(value) for value in backbone.get_classifier().parameters()}  # type: ignore[operator]  # as above
+    wanted = {name for name, value in backbone.state_dict(keep_vars=True).items() if id(value) not in head}
+    other, card = load_checkpoint(path)
+    refuse_other_split(job, path, card)
+    given = other.backbone.state_dict()
+    own = backbone.state_dict()
+    if misfits := [name for name in sorted(wanted) if name not in given or given[name].shape != own[name].shape]:
+        raise ValueError(f"{path} ({card.task}/{card.architecture}) is no start for this network: {misfits[0]} differs")
+    backbone.load_state_dict({name: given[name] for name in wanted}, strict=False)
 
-    The moving averages of a short fit still hold the first weights and lag behind the averaged ones.
+
+def refuse_other_split(job: Job, path: Path, card: Card) -> None:
+    """Raise ValueError if the network *path* may have been fitted to test images of *job*.
+
+    So it may where both come of one archive that was imported twice: another seed parts it in
+    other splits. A simulated image belongs to one split whatever the seed and the sizes.
     """
-    device = next(network.parameters()).device
-    starts = range(0, len(indices), batch_size)
-    update_bn(
-        (scale_to_unit(store.counts(indices[start : start + batch_size])).to(device) for start in starts), network
-    )
+    from lensing_models.data.simulate import SOURCES
+
+    store = job.store
+    if card.sky == store.sky and store.sky not in SOURCES and card.recipe_digest != store.recipe_digest:
+        raise ValueError(f"{path} was fitted to another split of {store.sky}: it may know the test images of this one")
 
 
 def chosen_precision(network: nn.Module, device: str) -> Precision:
@@ -225,7 +204,7 @@ def chosen_precision(network: nn.Module, device: str) -> Precision:
     cores it makes a step of ResNet18 1.7 times as fast, one of MobileNetV3-small 0.6 times.
     """
     if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     has_depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     abilities = torch.cpu.get_capabilities()
     has_bf16 = bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
@@ -237,25 +216,31 @@ def _score(job: Job, network: LensNetwork, *, steps: int, converged: bool) -> Ca
     capped = job.preset.step_capped
     # Scoring a capped fit stays cheaper than the fit itself: EfficientNet-B5 would take a minute.
     most = steps * job.batch_size // 2 if capped else None
-    scores, counts = {}, {}
-    for split in ("validation", "test"):
+    scored: dict[str, tuple[NDArray[np.float32], LabelArray]] = {}
+    splits: tuple[SplitName, ...] = ("validation", "test")
+    for split in splits:
         indices = job.store.indices(split)[:most]
-        counts[split] = len(indices)
-        scores[split] = score(job.task, predict(network, job.store, indices), job.store.labels(split)[:most])
+        scored[split] = predict(network, job.store, indices), job.store.labels(split)[:most]
+    values = {split: score(job.task, *answers) for split, answers in scored.items()}
     return Card(
         task=job.task.name,
-        architecture=job.architecture.name,
+        architecture=job.architecture.label,
         recipe_digest=job.store.recipe_digest,
         sky=job.store.sky,
         preset=job.preset.name,
         seed=job.seed,
         pretrained=job.pretrained,
+        start=verify_checkpoint(job.start).sha256 if job.start else "",
+        stream=job.stream,
+        focal_gamma=job.task.focal_gamma,
+        balance=job.task.balance,
         steps=steps,
         epochs=steps / job.epoch_steps,
         converged=converged,
-        scored_images=counts,
-        validation=scores["validation"],
-        test=scores["test"],
+        scored_images={split: len(labels) for split, (_, labels) in scored.items()},
+        validation=values["validation"],
+        test=values["test"],
+        intervals=bootstrap(job.task, *scored["test"]),
         revision=revision(),
         versions={name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning")},
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),

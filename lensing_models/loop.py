@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from timm.layers.norm_act import convert_sync_batchnorm
 
-from lensing_models.batches import Epoch, Job, Validation
-from lensing_models.losses import class_weights, task_loss
-from lensing_models.metrics import known_metrics, score
+from lensing_models.cluster import Cluster, environment_plugin
+from lensing_models.fit_module import CLIP_NORM, DivergedError, FitModule, Means
+from lensing_models.job import Job
 from lensing_models.network import LensNetwork
 from lensing_models.progress import ProgressLine
 
-WEIGHT_DECAY = 0.05
-WARM_UP = 0.1  # share of the steps
-CLIP_NORM = 1.0
 LARGEST_DECAY = 0.999  # of the weight average
 PATIENCE = 6  # epochs without a better validation after which a fit ends
 #: State of an unfinished fit, and that of its best epoch; both are removed when it is done.
 LAST, BEST = "last.ckpt", "best.ckpt"
 
-Precision = Literal["bf16-mixed", "32-true"]
-
 
 def run_loop(
     job: Job,
     network: LensNetwork,
+    means: Means,
     *,
-    device: str,
-    precision: Precision,
+    teacher: LensNetwork | None = None,
     progress: ProgressLine,
     folder: Path | None = None,
     resume: bool = False,
 ) -> int:
-    """Fit *network* in place; it is left with averaged weights, those of its best epoch if epochs are validated.
+    """Fit *network* in place; it is left with averaged weights, with a *folder* those of its best epoch.
 
     Args:
         job: What is fitted, to what, for how long. Epochs are validated unless the fit is capped.
         network: In training mode.
-        device: ``cpu`` or ``cuda``.
-        precision: Of the arithmetic, in Lightning's words.
+        means: What it is computed with.
+        teacher: Its answers are imitated, if it is given.
         progress: Told of the steps.
         folder: Where logs, and the state to resume from, are written; None for neither.
         resume: Whether to go on from the state in *folder*, where there is one. On a CPU the
@@ -61,121 +58,110 @@ def run_loop(
 
     Raises:
         DivergedError: If the fit diverged.
+        OSError: If the state cannot be written; what was written before is kept.
     """
-    module = _FitModule(job, network)
-    validated = not job.preset.step_capped
-    kept = folder if validated else None
-    state = kept / LAST if kept and resume and (kept / LAST).exists() else None
-    with _quiet_lightning():
-        trainer = lightning.Trainer(
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            precision=precision,
-            max_epochs=-1,
-            max_steps=job.steps,
-            limit_val_batches=1.0 if validated else 0,
-            num_sanity_val_steps=0,
-            gradient_clip_val=CLIP_NORM,
-            reload_dataloaders_every_n_epochs=1,
-            callbacks=[_Average(), _Report(progress, job.steps, device), *_watchers(module, kept, validated)],
-            logger=_loggers(kept) if kept else False,
-            log_every_n_steps=min(50, job.epoch_steps),
-            enable_checkpointing=kept is not None,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, ckpt_path=str(state) if state else None, weights_only=True)
+    cluster = means.cluster
+    # Lightning's own conversion drops the activations that timm keeps inside its batch norms.
+    is_synchronised = means.device == "cuda" and cluster.processes > 1
+    fitted = synchronised(network) if is_synchronised else network
+    module = FitModule(job, fitted, means, teacher)
+    kept = None if job.preset.step_capped else folder
+    state = _state_to_resume(kept, cluster) if kept and resume else None
+    with _quiet_lightning(), tempfile.TemporaryDirectory() as scratch:
+        trainer = _trainer(job, module, means, kept, progress, Path(scratch))
+        with _plain_errors(trainer):
+            trainer.fit(module, ckpt_path=str(state) if state else None, weights_only=True)
     steps = int(trainer.global_step)
     if kept:
-        best = torch.load(kept / BEST, map_location="cpu", weights_only=True)
+        # Process 0 has written it; the others may not see its disk.
+        best = cluster.decide(lambda: torch.load(kept / BEST, map_location="cpu", weights_only=True))
         module.load_state_dict(best["state_dict"])
         steps = int(best["global_step"])
+    if fitted is not network:
+        network.load_state_dict(fitted.state_dict())
     if not all(bool(torch.isfinite(value).all()) for value in network.parameters()):
         raise DivergedError(job)
     return steps
 
 
-class DivergedError(ValueError):
-    """A weight or an output of the network of *job* is no longer a number."""
-
-    def __init__(self, job: Job) -> None:
-        rate = job.schedule.learning_rate
-        super().__init__(f"the fit of {job.architecture.name} diverged; lower its learning rate, now {rate:g}")
+def synchronised(network: LensNetwork) -> LensNetwork:
+    """Return a copy of *network* whose batch norms look at the images of all processes; tensors keep their names."""
+    copied: LensNetwork = convert_sync_batchnorm(copy.deepcopy(network))  # type: ignore[no-untyped-call]  # timm's
+    return copied
 
 
-def step_once(
-    job: Job,
-    network: LensNetwork,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, torch.Tensor],
-    device: str,
-    precision: Precision,
-) -> None:
-    """Make one step without Lightning, to time it; the device is waited for."""
-    images, labels = (part.to(device) for part in batch)
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-        loss = task_loss(job.task, network, network(images), labels)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-    torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
-    optimizer.step()
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _trainer(
+    job: Job, module: FitModule, means: Means, kept: Path | None, progress: ProgressLine, scratch: Path
+) -> lightning.Trainer:
+    """Return the trainer of a fit that keeps its logs and its state in *kept*, if that is given."""
+    cluster, validated = means.cluster, not job.preset.step_capped
+    return lightning.Trainer(
+        accelerator="gpu" if means.device == "cuda" else "cpu",
+        devices=cluster.processes_a_node,
+        num_nodes=cluster.nodes,
+        strategy="ddp" if cluster.processes > 1 else "auto",
+        plugins=[environment_plugin()],
+        default_root_dir=kept or scratch,
+        use_distributed_sampler=False,
+        precision=means.precision,
+        max_epochs=-1,
+        max_steps=job.steps,
+        limit_val_batches=1.0 if validated else 0,
+        num_sanity_val_steps=0,
+        gradient_clip_val=CLIP_NORM,
+        callbacks=[_Average(), _Report(job, progress, means.device), *_watchers(module, kept, validated)],
+        logger=_loggers(kept) if kept else False,
+        log_every_n_steps=min(50, job.epoch_steps),
+        enable_checkpointing=kept is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
-class _FitModule(lightning.LightningModule):
-    """What Lightning is told: batches, loss, optimiser, learning rate, and how an epoch is judged."""
+def _state_to_resume(folder: Path, cluster: Cluster) -> Path | None:
+    """Return the state in *folder*, or None; ValueError if some processes see it and others do not."""
+    seen = cluster.gather([(folder / LAST).exists()])
+    if any(seen) and not all(seen):
+        raise ValueError(f"{folder / LAST} is not seen by every process; --out must lie on a disk that all share")
+    return folder / LAST if all(seen) else None
 
-    def __init__(self, job: Job, network: LensNetwork) -> None:
-        super().__init__()
-        self.job, self.network = job, network
-        self._alpha = class_weights(job.task, job.labels()) if job.task.classes else None
-        self._outputs: list[torch.Tensor] = []
-        self.watched = f"validation_{job.task.primary_metric}"
-        better = known_metrics()[job.task.primary_metric].better
-        self.better = "max" if better == "higher" else "min"
 
-    def train_dataloader(self) -> Epoch:
-        return Epoch(self.job, self.current_epoch)
-
-    def val_dataloader(self) -> Validation:
-        return Validation(self.job)
-
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        images, labels = batch
-        alpha = None if self._alpha is None else self._alpha.to(self.device)
-        loss = task_loss(self.job.task, self.network, self.network(images), labels, alpha)
-        self.log("loss", loss)
-        return loss
-
-    def validation_step(self, batch: torch.Tensor) -> None:
-        self._outputs.append(self.network(batch).float().cpu())
-
-    def on_validation_epoch_end(self) -> None:
-        outputs = torch.cat(self._outputs).numpy()
-        self._outputs.clear()
-        if not np.isfinite(outputs).all():
-            raise DivergedError(self.job)
-        metrics = score(self.job.task, outputs, self.job.store.labels("validation"))
-        self.log_dict({f"validation_{name}": value for name, value in metrics.items()})
-
-    def configure_optimizers(self) -> Any:  # Lightning's own alias for the many shapes allowed here is private
-        parameters = list(self.network.parameters())
-        groups = [
-            {"params": [value for value in parameters if value.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-            {"params": [value for value in parameters if value.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.job.schedule.learning_rate)
-        steps = self.job.steps
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+@contextmanager
+def _plain_errors(trainer: lightning.Trainer) -> Iterator[None]:
+    """Turn what Lightning and the loader's workers make of an error back into the error."""
+    try:
+        yield
+    except SystemExit as error:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    except ValueError as error:
+        text = str(error)
+        if not text.startswith("Caught ValueError in DataLoader worker"):
+            raise
+        raise ValueError(text.strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(f"a process that makes batches died (out of memory?): {str(error).splitlines()[0]}") from error
 
 
 class _Average(WeightAveraging):
-    """Lightning's weight averaging, with the ramp of `average_decay`."""
+    """Lightning's weight averaging, with the ramp of `average_decay`, and batch norms that fit the average."""
 
     def __init__(self) -> None:
         super().__init__(multi_avg_fn=_blend)
+
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        assert isinstance(pl_module, FitModule)
+        pl_module.refresh_batch_norm()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        assert isinstance(pl_module, FitModule)
+        if pl_module.job.preset.step_capped:  # no epoch of it is validated
+            pl_module.refresh_batch_norm()
 
 
 @torch.no_grad()
@@ -188,25 +174,22 @@ def _blend(averages: list[torch.Tensor], current: list[torch.Tensor], averaged: 
 
 
 class _Report(Callback):
-    """Shows the loss of each step; on a GPU of a hundred steps, because reading it waits for the device."""
+    """Shows the loss and ends a fit that lost it; on a GPU every hundredth of the steps: reading waits for it."""
 
-    def __init__(self, progress: ProgressLine, steps: int, device: str) -> None:
-        self._progress, self._every = progress, max(1, steps // 100) if device == "cuda" else 1
+    def __init__(self, job: Job, progress: ProgressLine, device: str) -> None:
+        self._job, self._progress = job, progress
+        self._every = max(1, job.steps // 100) if device == "cuda" else 1
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:  # Lightning's signature
         step = trainer.global_step
         if step % self._every == 0 or step == trainer.max_steps:
-            self._progress.reach(step, f"loss {float(outputs['loss']):.4g}")
-
-
-def learning_rate_share(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at *step* of *steps*: linear warm-up, then cosine to 0."""
-    warm_up = max(1, round(WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+            # Of all processes, so that they end together.
+            loss = float(trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean"))
+            if not math.isfinite(loss):
+                raise DivergedError(self._job)
+            self._progress.reach(step, f"loss {loss:.4g}")
 
 
 def average_decay(averaged: int) -> float:
@@ -218,17 +201,36 @@ def average_decay(averaged: int) -> float:
     return min(LARGEST_DECAY, (1 + averaged) / (10 + averaged))
 
 
-def _watchers(module: _FitModule, folder: Path | None, validated: bool) -> list[Callback]:
+class _Stop(EarlyStopping):
+    """Lightning's early stopping, which also ends a resumed fit whose patience was over when it was killed."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+class _Keep(ModelCheckpoint):
+    """Lightning's checkpoints, which know their files again where the folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Lightning's signature
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        moved = {name: here(value) for name, value in state_dict.items() if name.endswith("_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath, "best_k_models": best})
+
+
+def _watchers(module: FitModule, folder: Path | None, validated: bool) -> list[Callback]:
     """Return what stops a fit that no longer improves, and keeps its best and its last epoch in *folder*."""
     watched: dict[str, Any] = {"monitor": module.watched, "mode": module.better}  # Lightning's own keywords
     watchers: list[Callback] = (
-        [EarlyStopping(**watched, patience=PATIENCE, check_on_train_epoch_end=False)] if validated else []
+        [_Stop(**watched, patience=PATIENCE, check_on_train_epoch_end=False)] if validated else []
     )
     if folder:
         file: dict[str, Any] = {"dirpath": folder, "save_on_train_epoch_end": False, "enable_version_counter": False}
-        watchers.append(ModelCheckpoint(**file, filename=Path(BEST).stem, **watched))
+        watchers.append(_Keep(**file, filename=Path(BEST).stem, **watched))
         # Last of all, so that it holds the state of the others.
-        watchers.append(ModelCheckpoint(**file, filename=Path(LAST).stem))
+        watchers.append(_Keep(**file, filename=Path(LAST).stem))
     return watchers
 
 

@@ -8,6 +8,9 @@ from torch.nn import functional
 from lensing_models.network import LensNetwork
 from lensing_models.specs import TaskSpec
 
+TEMPERATURE = 2.0  # of a teacher's class probabilities
+TEACHER_SHARE = 0.9  # of the loss
+
 
 def task_loss(
     task: TaskSpec,
@@ -33,6 +36,42 @@ def task_loss(
     if task.focal_gamma == 0 and alpha is None:
         return functional.cross_entropy(outputs, labels)
     return focal_loss(outputs, labels, gamma=task.focal_gamma, alpha=alpha)
+
+
+def distillation_loss(
+    task: TaskSpec,
+    network: LensNetwork,
+    outputs: torch.Tensor,
+    labels: torch.Tensor,
+    taught: torch.Tensor,
+    alpha: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the loss of a batch that has labels and a teacher's answers.
+
+    Hinton et al. 2015, arXiv:1503.02531, section 2: a share of `TEACHER_SHARE` is the divergence
+    KL(teacher || network) of the class probabilities at `TEMPERATURE` T, times T^2 so that its
+    gradient does not fade with T; the rest is `task_loss`. For a regression the share is the
+    squared difference of the two answers, in standard deviations of the labels.
+
+    Args:
+        task: Its kind chooses the loss.
+        network: As for `task_loss`.
+        outputs: (B, K) float32 from *network*.
+        labels: (B,) as for `task_loss`.
+        taught: (B, K) float32 outputs of the teacher for the same images.
+        alpha: As for `task_loss`.
+
+    Returns:
+        Scalar, the mean over the batch.
+    """
+    own = task_loss(task, network, outputs, labels, alpha)
+    if task.kind == "regression":
+        imitation = standardised_mse(outputs, taught, network.output_scale)
+    else:
+        softened = functional.log_softmax(outputs / TEMPERATURE, dim=1)
+        wanted = functional.log_softmax(taught / TEMPERATURE, dim=1)
+        imitation = TEMPERATURE**2 * functional.kl_div(softened, wanted, reduction="batchmean", log_target=True)
+    return torch.lerp(own, imitation, TEACHER_SHARE)
 
 
 def class_weights(task: TaskSpec, labels: torch.Tensor) -> torch.Tensor | None:

@@ -18,9 +18,10 @@ class ProgressLine:
         total: Steps in all; None if nobody knows.
         every: In a log, a line is printed each time this share of the total is passed; without a
             total, at every step.
+        silent: Show nothing: another process does.
     """
 
-    def __init__(self, title: str, total: int | None, every: float = 0.1) -> None:
+    def __init__(self, title: str, total: int | None, every: float = 0.1, silent: bool = False) -> None:
         self._title, self._total, self._done = title, total, 0
         self._every, self._printed = every, 0.0
         console = Console(stderr=True)
@@ -33,9 +34,9 @@ class ProgressLine:
             TextColumn("{task.fields[now]}"),
             console=console,
             refresh_per_second=2,
-            disable=not console.is_terminal,
+            disable=silent or not console.is_terminal,
         )
-        self._terminal = console.is_terminal
+        self._plain = not silent and not console.is_terminal
         self._task: TaskID = self._bar.add_task(title, total=total, now="")
 
     def __enter__(self) -> Self:
@@ -52,7 +53,7 @@ class ProgressLine:
         self._done += steps
         self._bar.update(self._task, completed=self._done, now=now)
         share = self._done if self._total is None else self._done / max(self._total, 1)
-        if not self._terminal and (share - self._printed >= self._every or self._done == self._total):
+        if self._plain and (share - self._printed >= self._every or self._done == self._total):
             self._printed = share
             self._print(now)
 
@@ -63,7 +64,7 @@ class ProgressLine:
     def say(self, now: str) -> None:
         """Show *now* without counting; in a log, a line of its own."""
         self._bar.update(self._task, now=now)
-        if not self._terminal:
+        if self._plain:
             self._print(now)
 
     def _print(self, now: str) -> None:

@@ -14,8 +14,8 @@ Row = TypeVar("Row")
 
 
 def known_architectures() -> dict[str, ArchitectureSpec]:
-    """Return every architecture by name, in the order of its rows."""
-    return {row.name: row for row in ARCHITECTURES}
+    """Return every architecture by its label, in the order of its rows."""
+    return {row.label: row for row in ARCHITECTURES}
 
 
 def explain_unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -84,7 +84,7 @@ def select_pairs(models: str, tasks: str) -> list[tuple[TaskSpec, ArchitectureSp
         for name, task in known_tasks().items()
         for architecture in ARCHITECTURES
         if (task_names is None or name in task_names)
-        and (model_names is None or architecture.name in model_names)
+        and (model_names is None or architecture.label in model_names)
         and (name in architecture.published or (task_names is not None and model_names is not None))
     ]
     if not pairs:

@@ -98,6 +98,8 @@ class TaskSpec:
             raise ValueError(f"task {self.name!r}: a regression needs targets, and only it")
         if self.kind == "regression" and (self.focal_gamma or self.balance):
             raise ValueError(f"task {self.name!r}: a regression has no classes to focus on or to balance")
+        if min(self.focal_gamma, self.balance) < 0:
+            raise ValueError(f"task {self.name!r}: focus {self.focal_gamma:g} and balance {self.balance:g} start at 0")
         if self.primary_metric not in self.metrics:
             raise ValueError(f"task {self.name!r}: primary metric {self.primary_metric!r} is not reported")
 
@@ -127,9 +129,10 @@ class ArchitectureSpec:
     """One network family: a row of `lensing_models.architectures`.
 
     Attributes:
-        name: Name on the command line, e.g. ``resnet18``.
+        name: Name of the family, e.g. ``resnet18``.
         timm_name: Name of the backbone in timm.
         input_size: Side [px] to which the network resizes its input, inside the graph.
+        variant: How the row departs from the family's plain one, e.g. ``px150``.
         published: Published test metrics by task name; a pair of network and task is part of
             ``--models all --tasks all`` where it has an entry here.
         quick: Schedule of preset ``quick``, by which it is fitted in half a minute.
@@ -139,9 +142,15 @@ class ArchitectureSpec:
     name: str
     timm_name: str
     input_size: int
+    variant: str = "default"
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     quick: Schedule
     full: Schedule = Schedule(batch_size=128, learning_rate=3e-3)
+
+    @property
+    def label(self) -> str:
+        """Return the name on the command line and of checkpoints: that of the family, ``-variant`` behind it."""
+        return self.name if self.variant == "default" else f"{self.name}-{self.variant}"
 
     def build(self, task: TaskSpec) -> LensNetwork:
         """Return the network for *task* with random weights, in evaluation mode.

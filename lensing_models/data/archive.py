@@ -28,7 +28,7 @@ MOST_HEADER_BYTES = 1 << 16  # of a long name or of PAX records
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 DAMAGE = (
     *(zlib.error, lzma.LZMAError, EOFError, zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
-    NotImplementedError,
+    NotImplementedError,  # what zipfile raises for a compression or an encryption that it does not know
 )
 
 

@@ -27,8 +27,13 @@ def scale_to_unit(counts: FloatArray) -> torch.Tensor:
     finite = np.isfinite(values).all(axis=(1, 2, 3))
     if not finite.all():
         raise ValueError(f"image {int(np.argmin(finite))} of {len(values)} has a value that is not finite")
-    if values.size:
-        values -= values.min(axis=(1, 2, 3), keepdims=True)
-        largest = values.max(axis=(1, 2, 3), keepdims=True)
-        values /= np.where(largest > 0, largest, np.float32(1))
-    return torch.from_numpy(values)
+    return stretch(torch.from_numpy(values))
+
+
+def stretch(counts: torch.Tensor) -> torch.Tensor:
+    """Return finite *counts* (B, C, H, W) float32 as `scale_to_unit` does, in place, where they lie."""
+    if counts.numel():
+        counts -= counts.amin(dim=(1, 2, 3), keepdim=True)
+        largest = counts.amax(dim=(1, 2, 3), keepdim=True)
+        counts /= torch.where(largest > 0, largest, 1)
+    return counts

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -76,10 +77,14 @@ class Store:
         """Return (N,) labels of *split*: int64 classes, or float64 true values of the target."""
         return self.catalog["label"].to_numpy()[self.indices(split)]
 
+    def stored(self, indices: NDArray[np.integer]) -> NDArray[np.generic]:
+        """Return a copy (B, C, H, W) of the rows *indices* as they are stored; IndexError beyond the last."""
+        images: NDArray[np.generic] = np.load(self.folder / IMAGES, mmap_mode="r")
+        return np.asarray(images[indices])
+
     def counts(self, indices: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return (B, C, H, W) float32 counts of the rows *indices*; IndexError beyond the last."""
-        stored = np.load(self.folder / IMAGES, mmap_mode="r")
-        counts: NDArray[np.float32] = stored[indices].astype(np.float32)
+        counts: NDArray[np.float32] = self.stored(indices).astype(np.float32)
         if (self.manifest.scale, self.manifest.offset) != (1.0, 0.0):
             counts *= np.float32(self.manifest.scale)
             counts += np.float32(self.manifest.offset)
@@ -159,7 +164,9 @@ def write_store(
         with FileLock(draft / LOCK, timeout=0):
             _expect_nothing(folder)
             begun = _go_on(draft, f"{recipe.digest} {work}", resume=resume, resumable=bool(work))
-            try:
+            with ExitStack() as undo:
+                if not work:
+                    undo.callback(shutil.rmtree, draft, ignore_errors=True)
                 if not begun:
                     _lay_out(draft / IMAGES, (sum(recipe.sizes.values()), *recipe.image_shape), dtype)
                     if work:
@@ -168,10 +175,7 @@ def write_store(
                 _finish(draft, recipe, catalog, dtype, about, scratch)
                 (draft / LOCK).unlink()
                 _move(draft, folder)
-            except BaseException:
-                if not work:
-                    shutil.rmtree(draft, ignore_errors=True)
-                raise
+                undo.pop_all()
     except Timeout as error:
         raise BusyError(f"another process is writing {folder}; wait for it or name another folder") from error
     return open_store(folder)

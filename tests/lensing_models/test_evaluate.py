@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from lensing_models.checkpoint import write_checkpoint
 from lensing_models.data.find import open_task_store
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
-from lensing_models.evaluate import bootstrap, main, predict
+from lensing_models.evaluate import bootstrap, bootstrap_difference, main, predict
 from lensing_models.network import LensNetwork
 from lensing_models.preset import Split
 from lensing_models.registry import find_architecture, find_task
@@ -73,6 +74,28 @@ def test_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     assert (low, high) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_paired_interval_is_that_of_the_differences() -> None:
+    rng = np.random.default_rng(0)
+    shared, own = rng.normal(0, 0.01, size=400), rng.normal(0.001, 0.001, size=400)
+    labels = np.full(400, 0.05)
+    first, second = (np.log10(labels + error)[:, None] for error in (shared + own, shared))
+
+    low, high = bootstrap_difference(MASS, first, second, labels, resamples=4000)["bias"]
+
+    # Ten times narrower than the interval of either: the shared error cancels.
+    expected = stats.norm.interval(0.95, loc=own.mean(), scale=own.std() / np.sqrt(400))
+    assert (low, high) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_network_does_not_differ_from_itself() -> None:
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.normal(size=(60, 3)), np.arange(60) % 3
+
+    intervals = bootstrap_difference(CLASSES, outputs, outputs, labels, resamples=20)
+
+    assert set(intervals.values()) == {(0.0, 0.0)}
+
+
 def test_intervals_are_a_function_of_the_seed() -> None:
     rng = np.random.default_rng(0)
     outputs, labels = rng.normal(size=(50, 3)), rng.integers(3, size=50)
@@ -130,6 +153,22 @@ def test_the_command_prints_each_metric_with_its_interval(
     assert "other data than it was fitted on" in printed
     lines = {line.split()[0]: line for line in printed.splitlines()}
     assert all(" to " in lines[name] for name in MASS.metrics)
+
+
+def test_the_command_compares_with_another_checkpoint(
+    checkpoint: Path, mass_store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(checkpoint), "--data", str(mass_store.folder), "--against", str(checkpoint)])
+
+    assert "on the same images:\nmetric" in capsys.readouterr().out
+
+
+def test_another_checkpoint_of_another_task_is_refused(checkpoint: Path, mass_store: Store, tmp_path: Path) -> None:
+    network = find_architecture(CARD.architecture).build(CLASSES)
+    other = write_checkpoint(network, tmp_path / "other", dataclasses.replace(CARD, task="substructure"))
+
+    with pytest.raises(ValueError, match="is of task 'substructure', not 'halo_mass'"):
+        main([str(checkpoint), "--data", str(mass_store.folder), "--against", str(other)])
 
 
 def test_a_missing_checkpoint_is_one_line_with_exit_code_2() -> None:

@@ -9,14 +9,16 @@ import torch
 
 from lensing_models import fit as fitting
 from lensing_models.architectures import ARCHITECTURES
-from lensing_models.batches import Epoch, Job, turn
-from lensing_models.checkpoint import Card
-from lensing_models.data.preprocess import scale_to_unit
+from lensing_models.batches import Order, TrainingBatches
+from lensing_models.checkpoint import Card, verify_checkpoint, write_checkpoint
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
+from lensing_models.data.supply import StoredImages
 from lensing_models.evaluate import predict
 from lensing_models.fit import chosen_precision, fit
-from lensing_models.loop import average_decay, learning_rate_share
+from lensing_models.fit_module import FitModule, Means, learning_rate_share
+from lensing_models.job import Job
+from lensing_models.loop import average_decay
 from lensing_models.metrics import score
 from lensing_models.network import LensNetwork
 from lensing_models.preset import PRESETS, Split
@@ -25,7 +27,7 @@ from lensing_models.specs import ArchitectureSpec, Schedule
 
 CLASSES, MASS = find_task("substructure"), find_task("halo_mass")
 SIZES = Split(train=36, validation=6, test=9)
-CAPPED = dataclasses.replace(PRESETS["quick"], name="tiny", epochs=3)
+CAPPED = dataclasses.replace(PRESETS["quick"], name="tiny", epochs={"default": 3})
 WHOLE = dataclasses.replace(CAPPED, step_capped=False)
 SMALL = dataclasses.replace(
     find_architecture("mobilenetv3_small"),
@@ -45,13 +47,13 @@ def mass_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def make_job(store: Store, architecture: ArchitectureSpec = SMALL, **changes: object) -> Job:
-    task = find_task(store.task)
-    return dataclasses.replace(Job(task=task, architecture=architecture, store=store, preset=CAPPED, seed=0), **changes)
+    facts = {"task": find_task(store.task), "architecture": architecture, "preset": CAPPED, "seed": 0, **changes}
+    return Job(store=store, **facts)
 
 
 @pytest.fixture(scope="module")
 def fitted(store: Store) -> tuple[LensNetwork, Card]:
-    return fit(CLASSES, SMALL, store, preset=CAPPED, seed=0, threads=1, device="cpu")
+    return fit(make_job(store), threads=1, device="cpu")
 
 
 def test_a_step_cap_ends_the_fit_and_leaves_it_unconverged(fitted: tuple[LensNetwork, Card]) -> None:
@@ -62,7 +64,7 @@ def test_a_step_cap_ends_the_fit_and_leaves_it_unconverged(fitted: tuple[LensNet
 
 
 def test_a_fit_that_runs_to_its_end_is_converged(mass_store: Store) -> None:
-    _, card = fit(MASS, SMALL, mass_store, preset=WHOLE, seed=0, threads=1, device="cpu")
+    _, card = fit(make_job(mass_store, preset=WHOLE), threads=1, device="cpu")
 
     assert (card.steps, card.epochs, card.converged) == (9, 3, True)
     assert card.scored_images == {"validation": 6, "test": 9}
@@ -93,7 +95,7 @@ def test_the_card_names_its_data(fitted: tuple[LensNetwork, Card], store: Store)
 
 
 def test_the_same_seed_gives_the_same_weights(fitted: tuple[LensNetwork, Card], store: Store) -> None:
-    again, _ = fit(CLASSES, SMALL, store, preset=CAPPED, seed=0, threads=1, device="cpu")
+    again, _ = fit(make_job(store), threads=1, device="cpu")
 
     first = fitted[0].state_dict()
     assert all(torch.equal(value, first[name]) for name, value in again.state_dict().items())
@@ -111,14 +113,14 @@ def test_a_fit_leaves_the_global_random_state_alone(store: Store) -> None:
 
 def test_data_of_another_task_are_refused(mass_store: Store) -> None:
     with pytest.raises(ValueError, match="holds 'halo_mass', not 'substructure'"):
-        fit(CLASSES, SMALL, mass_store, preset=CAPPED, seed=0, threads=1, device="cpu")
+        make_job(mass_store, task=CLASSES)
 
 
 def test_a_fit_that_diverges_is_named(store: Store) -> None:
     wild = dataclasses.replace(SMALL, quick=Schedule(batch_size=12, learning_rate=1e30))
 
     with pytest.raises(ValueError, match=r"mobilenetv3_small diverged; lower its learning rate, now 1e\+30"):
-        fit(CLASSES, wild, store, preset=CAPPED, seed=0, threads=1, device="cpu")
+        fit(make_job(store, wild), threads=1, device="cpu")
 
 
 def test_the_output_scale_is_mean_and_spread_of_the_labels_in_log10(mass_store: Store) -> None:
@@ -130,7 +132,7 @@ def test_the_output_scale_is_mean_and_spread_of_the_labels_in_log10(mass_store: 
     assert network.output_scale.item() == pytest.approx(log10.std(), rel=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.label)
 def test_every_network_starts_from_the_mean_of_the_labels(architecture: ArchitectureSpec, mass_store: Store) -> None:
     network = fitting.new_network(make_job(mass_store, architecture)).eval()
 
@@ -159,57 +161,69 @@ def test_a_fit_from_pretrained_weights_keeps_them_and_says_so(store: Store, tmp_
     published = timm.create_model("mobilenetv3_small_100").state_dict()
     safetensors.torch.save_file(published, path)
 
-    network = fitting.new_network(make_job(store, pretrained=True, weights=path))
-    _, card = fit(CLASSES, SMALL, store, preset=CAPPED, seed=0, threads=1, device="cpu", pretrained=True, weights=path)
+    job = make_job(store, pretrained=True, weights=path)
+    network = fitting.new_network(job)
+    _, card = fit(job, threads=1, device="cpu")
 
     stem = network.backbone.conv_stem.weight
     torch.testing.assert_close(stem, published["conv_stem.weight"].sum(1, keepdim=True), rtol=1e-6, atol=1e-7)
     assert card.pretrained
 
 
-def test_batch_norm_holds_the_statistics_of_the_images_after_a_refresh(store: Store) -> None:
-    network = fitting.new_network(make_job(store))
-    rows = store.indices("train")[:8]
+@pytest.fixture(scope="module")
+def classifier(fitted: tuple[LensNetwork, Card], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(fitted[0], tmp_path_factory.mktemp("start"), fitted[1])
+
+
+def test_a_fit_starts_from_another_task_but_for_the_head(
+    classifier: Path, fitted: tuple[LensNetwork, Card], mass_store: Store
+) -> None:
+    job = make_job(mass_store, start=classifier)
+
+    network = fitting.new_network(job).backbone
+    _, card = fit(job, threads=1, device="cpu")
+
+    given = fitted[0].backbone.state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, torch.zeros_like(value) if name.startswith("classifier.") else given[name])
+    assert card.start == verify_checkpoint(classifier).sha256
+
+
+def test_a_start_from_another_kind_of_network_is_refused(classifier: Path, mass_store: Store) -> None:
+    job = make_job(mass_store, find_architecture("resnet18"), start=classifier)
+
+    with pytest.raises(ValueError, match="is no start for this network"):
+        fitting.new_network(job)
+
+
+def test_one_start_is_enough(classifier: Path, mass_store: Store) -> None:
+    with pytest.raises(ValueError, match="not from both"):
+        make_job(mass_store, start=classifier, pretrained=True)
+
+
+def test_batch_norm_is_refreshed_to_the_mean_statistics_of_turned_batches(store: Store) -> None:
+    job = make_job(store)
+    network = fitting.new_network(job)
+    batches = TrainingBatches(job.task, StoredImages(store, "train"))
     with torch.no_grad():
-        stem = network.backbone.conv_stem(scale_to_unit(store.counts(rows)))
+        stems = [network.backbone.conv_stem(batches[chosen][0]) for chosen in Order(job)]
 
-    fitting.refresh_batch_norm(network, store, rows)
+    FitModule(job, network, Means(), None).refresh_batch_norm()
 
-    torch.testing.assert_close(network.backbone.bn1.running_mean, stem.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(network.backbone.bn1.running_var, stem.var(dim=(0, 2, 3)), rtol=1e-4, atol=1e-6)
-
-
-def test_an_epoch_shows_each_image_once_with_its_label(store: Store) -> None:
-    batches = list(Epoch(make_job(store), epoch=0))
-
-    assert [len(labels) for _, labels in batches] == [12, 12, 12]
-    # Turning an image moves its pixels but keeps their sorted values: a fingerprint.
-    originals = scale_to_unit(store.counts(store.indices("train"))).flatten(1).sort(dim=1).values
-    seen = torch.cat([images for images, _ in batches]).flatten(1).sort(dim=1).values
-    rows = torch.cdist(seen.double(), originals.double()).argmin(dim=1)
-    assert sorted(rows.tolist()) == list(range(36))
-    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.from_numpy(store.labels("train"))[rows])
+    means, variances = (torch.stack([getattr(stem, name)(dim=(0, 2, 3)) for stem in stems]) for name in ("mean", "var"))
+    torch.testing.assert_close(network.backbone.bn1.running_mean, means.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(network.backbone.bn1.running_var, variances.mean(0), rtol=1e-4, atol=1e-6)
+    assert network.training
 
 
-def test_an_epoch_is_a_function_of_seed_and_number(store: Store) -> None:
-    def first(seed: int, epoch: int) -> torch.Tensor:
-        return next(iter(Epoch(make_job(store, seed=seed), epoch)))[0]
+def test_frozen_batch_norm_keeps_its_statistics(store: Store) -> None:
+    job = make_job(store)
+    network = fitting.new_network(job).eval()
+    before = network.backbone.bn1.running_mean.clone()
 
-    assert torch.equal(first(0, 1), first(0, 1))
-    assert not torch.equal(first(0, 1), first(0, 2))
-    assert not torch.equal(first(0, 1), first(1, 1))
+    FitModule(job, network, Means(), None).refresh_batch_norm()
 
-
-def test_the_eight_turns_are_the_symmetries_of_the_square() -> None:
-    image = torch.arange(4.0).reshape(1, 1, 2, 2)
-
-    turned = turn(image.expand(8, 1, 2, 2), np.arange(8))
-
-    found = {tuple(corner.flatten().int().tolist()) for corner in turned}
-    # Corners 0 1 / 3 2 in order around the square, forwards and backwards.
-    ring = [0, 1, 3, 2]
-    rotations = {tuple(ring[(start + step * k) % 4] for k in range(4)) for start in range(4) for step in (1, -1)}
-    assert found == {(a, b, d, c) for a, b, c, d in rotations}
+    assert torch.equal(network.backbone.bn1.running_mean, before)
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:

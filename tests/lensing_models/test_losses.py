@@ -4,10 +4,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import special
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from lensing_models.losses import class_weights, focal_loss, standardised_mse, task_loss
+from lensing_models.losses import (
+    TEACHER_SHARE,
+    TEMPERATURE,
+    class_weights,
+    distillation_loss,
+    focal_loss,
+    standardised_mse,
+    task_loss,
+)
 from lensing_models.network import LensNetwork
 from lensing_models.registry import find_task
 
@@ -130,3 +139,38 @@ def test_focal_loss_refuses_a_negative_gamma(logits: torch.Tensor, labels: torch
 def test_focal_loss_refuses_an_alpha_for_other_classes(logits: torch.Tensor, labels: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"alpha has shape \(2,\)"):
         focal_loss(logits, labels, alpha=torch.ones(2))
+
+
+def test_distillation_is_cross_entropy_and_the_divergence_from_the_softened_teacher(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    taught = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+
+    loss = distillation_loss(find_task("substructure"), network_with_scale(1.0), logits, labels, taught)
+
+    wanted, given = (special.softmax(part.numpy() / TEMPERATURE, axis=1) for part in (taught, logits))
+    divergence = special.rel_entr(wanted, given).sum(axis=1).mean() * TEMPERATURE**2
+    own = functional.cross_entropy(logits, labels).item()
+    assert loss.item() == pytest.approx((1 - TEACHER_SHARE) * own + TEACHER_SHARE * divergence, rel=1e-6)
+
+
+def test_distillation_of_a_regression_weighs_two_squared_errors_in_standard_deviations() -> None:
+    outputs, labels, taught = torch.tensor([[1.0], [2.0]]), torch.tensor([1.5, 2.0]), torch.tensor([[1.0], [3.0]])
+
+    loss = distillation_loss(find_task("halo_mass"), network_with_scale(0.5), outputs, labels, taught)
+
+    assert loss.item() == pytest.approx((1 - TEACHER_SHARE) * 0.5 + TEACHER_SHARE * 2.0)
+
+
+def test_a_network_that_answers_as_its_teacher_has_nothing_to_imitate(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    logits.requires_grad_()
+
+    distillation_loss(find_task("substructure"), network_with_scale(1.0), logits, labels, logits.detach()).backward()
+
+    assert logits.grad is not None
+    pulled = logits.grad.clone()
+    logits.grad = None
+    functional.cross_entropy(logits, labels).backward()
+    torch.testing.assert_close(pulled, (1 - TEACHER_SHARE) * logits.grad, rtol=1e-5, atol=1e-7)

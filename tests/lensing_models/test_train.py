@@ -12,8 +12,9 @@ from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
 from lensing_models.preset import PRESETS, Split
 from lensing_models.registry import find_architecture, find_task
-from lensing_models.train import kept_card, main
+from lensing_models.train import kept_card, main, with_loss
 from tests.lensing_models.test_checkpoint import CARD
+from tests.lensing_models.test_fit import make_job
 
 MASS = find_task("halo_mass")
 
@@ -27,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make preset quick a single epoch of the tiny store."""
-    monkeypatch.setattr(train, "PRESETS", {"quick": dataclasses.replace(PRESETS["quick"], epochs=1)})
+    monkeypatch.setattr(train, "PRESETS", {"quick": dataclasses.replace(PRESETS["quick"], epochs={"default": 1})})
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ def test_a_network_is_fitted_written_and_told(
 
     card = verify_checkpoint(checkpoint_path(tmp_path, "halo_mass", "mobilenetv3_small"))
     assert (card.recipe_digest, card.preset, card.steps) == (store.recipe_digest, "quick", 1)
+    assert not list(tmp_path.glob("*.fit/*.ckpt"))
     printed = capsys.readouterr()
     assert printed.out.startswith(f"halo_mass/mobilenetv3_small: mse {card.test['mse']:.4g}")
     assert "(unconverged, fitted; 4 test images)" in printed.out
@@ -77,17 +79,63 @@ def test_refit_fits_what_is_there(arguments: list[str], checkpoint: Path, capsys
     assert "--refit; fitting" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "value"), [("recipe_digest", "x"), ("preset", "standard"), ("seed", 9)])
-def test_a_checkpoint_of_other_circumstances_is_not_kept(checkpoint: Path, change: str, value: object) -> None:
-    wanted = {"recipe_digest": read_card(checkpoint).recipe_digest, "preset": "quick", "seed": 0, change: value}
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("recipe_digest", "x"),
+        ("preset", "standard"),
+        ("seed", 9),
+        ("teacher", "x"),
+        ("stream", True),
+        ("focal_gamma", 2.0),
+    ],
+)
+def test_a_checkpoint_of_other_circumstances_is_not_kept(
+    checkpoint: Path, store: Store, change: str, value: object
+) -> None:
+    changed = dataclasses.replace(read_card(checkpoint), **{change: value})
+    checkpoint.with_suffix(".json").write_text(changed.to_json())
 
-    assert kept_card(checkpoint, **wanted) == (None, f"another {change}")
+    assert kept_card(checkpoint, make_job(store, preset=PRESETS["quick"])) == (None, f"another {change}")
 
 
-def test_a_damaged_checkpoint_is_not_kept(checkpoint: Path) -> None:
+def test_the_loss_can_be_chosen() -> None:
+    galaxies = find_task("galaxy_morphology")
+
+    assert with_loss(galaxies, 0.0, None) == dataclasses.replace(galaxies, focal_gamma=0.0)
+    assert with_loss(MASS, None, None) == MASS
+
+
+@pytest.mark.parametrize(("gamma", "balance"), [(-1.0, None), (None, -0.5)])
+def test_a_negative_focus_or_balance_is_refused(gamma: float | None, balance: float | None) -> None:
+    with pytest.raises(ValueError, match="start at 0"):
+        with_loss(find_task("substructure"), gamma, balance)
+
+
+def test_a_loss_that_does_not_fit_a_task_is_found_before_the_first_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(train, "fit_one", lambda *_: pytest.fail("a fit was begun"))
+
+    with pytest.raises(ValueError, match="no classes to focus on"):
+        main(["--models", "all", "--tasks", "all", "--focal-gamma", "2", "--out", str(tmp_path)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_a_mistake(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match="torch finds no usable GPU"):
+        main([*arguments, "--device", "cuda"])
+
+
+def test_a_regression_has_no_focus() -> None:
+    with pytest.raises(ValueError, match="no classes to focus on"):
+        with_loss(MASS, 2.0, None)
+
+
+def test_a_damaged_checkpoint_is_not_kept(checkpoint: Path, store: Store) -> None:
     checkpoint.write_bytes(b"")
 
-    card, why = kept_card(checkpoint, read_card(checkpoint).recipe_digest, "quick", 0)
+    card, why = kept_card(checkpoint, make_job(store, preset=PRESETS["quick"]))
 
     assert card is None
     assert "damaged" in why
@@ -100,6 +148,9 @@ def test_a_damaged_checkpoint_is_not_kept(checkpoint: Path) -> None:
         (["--preset", "huge"], "invalid choice: 'huge'"),
         (["--threads", "0"], "threads start at 1"),
         (["--data", "nowhere"], "no data set for halo_mass"),
+        (["--teacher", "nowhere"], "no checkpoint nowhere"),
+        (["--workers", "-1"], "give 0 or more"),
+        (["--start", "nowhere", "--models", "resnet18"], "no checkpoint nowhere"),
     ],
 )
 def test_bad_arguments_are_one_line_with_exit_code_2(words: list[str], message: str, tmp_path: Path) -> None:

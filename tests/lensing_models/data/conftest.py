@@ -1,4 +1,4 @@
-"""One small data set that the tests of the store share."""
+"""One small data set that the tests of the store share, and the command line of the package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lensing_models.command_line import run_main
+from lensing_models.data.__main__ import main
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
 from lensing_models.preset import Split
@@ -25,3 +27,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def folder(store: Store, tmp_path: Path) -> Path:
     """Return a copy of its folder that a test may damage."""
     return Path(shutil.copytree(store.folder, tmp_path / "copy"))
+
+
+def code_of(*argv: str) -> int:
+    """Return the exit code of ``python -m lensing_models.data`` with these arguments."""
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(main, argv)
+    code = exit_info.value.code
+    assert isinstance(code, int)
+    return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import os
@@ -13,43 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lensing_models.specs import Target, TaskSpec
+from lensing_models.registry import find_task
 
 PACKINGS = ("folder", "zip", "tgz", "tar")
 SIDE = 6
-CLASSES = TaskSpec(
-    name="substructure",
-    kind="classification",
-    classes=("no", "sphere", "vort"),
-    image_shape=(1, SIDE, SIDE),
-    pixel_scale_arcsec=0.05,
-    lens_classes=("no", "sphere", "vort"),
-    primary_metric="auc",
-    metrics=("auc",),
-    source="small images",
-)
-MASS = TaskSpec(
-    name="halo_mass",
-    kind="regression",
-    targets=(Target(name="mass_fraction", unit="", symbol="f_sub", valid=(1e-6, 1.0)),),
-    image_shape=(1, SIDE, SIDE),
-    pixel_scale_arcsec=0.05,
-    lens_classes=("sphere",),
-    primary_metric="mse",
-    metrics=("mse",),
-    source="small images",
-)
-GALAXIES = TaskSpec(
-    name="galaxy_morphology",
-    kind="classification",
-    classes=("round", "in_between", "cigar", "edge_on", "spiral"),
-    image_shape=(3, 104, 104),
-    pixel_scale_arcsec=0.4,
-    lens_classes=(),
-    primary_metric="accuracy",
-    metrics=("accuracy",),
-    source="Galaxy Zoo",
-)
+CLASSES = dataclasses.replace(find_task("substructure"), image_shape=(1, SIDE, SIDE))
+MASS = dataclasses.replace(find_task("halo_mass"), image_shape=(1, SIDE, SIDE))
+GALAXIES = find_task("galaxy_morphology")
 
 
 class Hostile:

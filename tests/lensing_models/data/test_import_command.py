@@ -6,19 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lensing_models.command_line import run_main
 from lensing_models.data import importing
-from lensing_models.data.__main__ import main
 from lensing_models.data.store import open_store
+from tests.lensing_models.data.conftest import code_of
 from tests.lensing_models.data.packing import class_files, mass_files, pack
-
-
-def code_of(*argv: str) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        run_main(main, argv)
-    code = exit_info.value.code
-    assert isinstance(code, int)
-    return code
 
 
 @pytest.fixture
@@ -62,23 +53,6 @@ def test_an_import_can_be_described_later(tmp_path: Path, capsys: pytest.Capture
 
     assert code_of("info", str(tmp_path / "new")) == 0
     assert "sky deeplense_classes" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ("import", "nothing", "nowhere", "--out", "new"),
-        ("import", "deeplense_mass", "nowhere", "--out", "new"),
-        ("import", "deeplense_mass", "nowhere"),
-        ("import", "deeplense_mass", "nowhere", "--task", "nothing", "--out", "new"),
-        ("import", "fits", "nowhere", "--out", "new"),
-        ("import", "fits", "nowhere", "--task", "halo_mass", "--labels", "nowhere.csv", "--out", "new"),
-        ("import", "deeplense_mass", "nowhere", "--train", "x", "--out", "new"),
-    ],
-)
-def test_a_mistake_is_2_and_one_line(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert code_of(*argv) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("size", ["21", "-1"])

@@ -6,17 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lensing_models.command_line import run_main
-from lensing_models.data.__main__ import main
 from lensing_models.data.store import Store, open_store
-
-
-def code_of(*argv: str) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        run_main(main, argv)
-    code = exit_info.value.code
-    assert isinstance(code, int)
-    return code
+from tests.lensing_models.data.conftest import code_of
 
 
 def test_simulate_makes_what_was_asked_for(tmp_path: Path) -> None:
@@ -57,6 +48,13 @@ def test_show_draws_a_sheet(store: Store, tmp_path: Path) -> None:
         ("simulate", "--task", "halo_mass", "--out", "nowhere"),
         ("simulate", "--task", "halo_mass", "--train", "1", "--sky", "model_2", "--out", "nowhere"),
         ("simulate", "--task", "halo_mass", "--train", "x", "--out", "nowhere"),
+        ("import", "nothing", "nowhere", "--out", "new"),
+        ("import", "deeplense_mass", "nowhere", "--out", "new"),
+        ("import", "deeplense_mass", "nowhere"),
+        ("import", "deeplense_mass", "nowhere", "--task", "nothing", "--out", "new"),
+        ("import", "fits", "nowhere", "--out", "new"),
+        ("import", "fits", "nowhere", "--task", "halo_mass", "--labels", "nowhere.csv", "--out", "new"),
+        ("import", "deeplense_mass", "nowhere", "--train", "x", "--out", "new"),
         (),
     ],
 )
