@@ -71,15 +71,15 @@ def machine(place: Place) -> str:
 
 
 def network(row: Row) -> str:
-    """Return the architecture of *row*, labelled where its fit did not run to the end."""
+    """Return the network of *row*, labelled where its fit did not run to the end."""
     unfinished = " *(unconverged)*" if row.record.converged is False else ""
-    return row.record.case.architecture + unfinished
+    return row.record.case.network + unfinished
 
 
 def runtime(row: Row) -> str:
     """Return the backend of *row*, with its variant where that is not the plain one."""
     case = row.record.case
-    return case.backend if case.variant == "default" else f"{case.backend} ({case.variant})"
+    return case.backend if case.runtime_variant == "default" else f"{case.backend} ({case.runtime_variant})"
 
 
 def latency(row: Row) -> str:

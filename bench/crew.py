@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench.parity import PARITY_IMAGES, worse_of
@@ -71,10 +72,10 @@ def score_together(
     case = jobs[0].case
     slots, threads = (case.threads, 1) if case.device == "cpu" else (1, case.threads)
     workers = {job.case.worker_key: Worker(job) for job in jobs}
-    helper = Worker(jobs[0])
+    helper = Worker(jobs[0]) if with_reference else None
 
-    def compute_reference() -> None:
-        say(f"reference {case.task}/{case.architecture}")
+    def compute_reference(helper: Worker) -> None:
+        say(f"reference {case.task}/{case.network}")
         helper.ask("reference", threads, patience_s=SCORE_PATIENCE_S)
 
     def score(job: Job) -> Scored:
@@ -84,20 +85,19 @@ def score_together(
         answer: Scored = workers[key].ask("score", patience_s=SCORE_PATIENCE_S)
         return answer
 
-    with ThreadPoolExecutor(slots) as pool:
-        try:
-            reference = pool.submit(compute_reference) if with_reference else None
-            futures = {key: pool.submit(score, job) for job in jobs if (key := job.case.worker_key) not in scored}
-            for future in (reference, *futures.values()):
-                if future:
-                    future.exception()
-        except BaseException:  # Ctrl-C: the threads would wait for minutes of scoring
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in (helper, *workers.values()):
-                worker.kill()
-            raise
-        finally:
-            helper.close()
+    with ThreadPoolExecutor(slots) as pool, ExitStack() as abandon:
+        # On Ctrl-C the threads would wait for minutes of scoring.
+        for worker in (*workers.values(), *([helper] if helper else [])):
+            abandon.callback(worker.kill)
+        abandon.callback(pool.shutdown, wait=False, cancel_futures=True)
+        reference = pool.submit(compute_reference, helper) if helper else None
+        futures = {key: pool.submit(score, job) for job in jobs if (key := job.case.worker_key) not in scored}
+        for future in (reference, *futures.values()):
+            if future:
+                future.exception()
+        abandon.pop_all()
+    if helper:
+        helper.close()
     answers: dict[str, Crew | WorkerError] = {}
     for key, worker in workers.items():
         try:

@@ -16,6 +16,7 @@ from bench.process import Worker, WorkerError
 from bench.provision import Provision
 from bench.records import Block, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
+from bench.selftest import run_selftest, to_facts
 from bench.statistic import judge
 from bench.worker import Job, measurement
 from lensing_models.progress import ProgressLine
@@ -69,13 +70,27 @@ class Execution:
         todo = [planned.case for planned in pending if not planned.skip_reason]
         scored = {record.case.worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
+            if self._sizes.timed:
+                self._test_itself(todo)
             try:
-                for pair in dict.fromkeys((case.task, case.architecture) for case in todo):
-                    self._run_pair([case for case in todo if (case.task, case.architecture) == pair], scored)
+                for pair in dict.fromkeys((case.task, case.network) for case in todo):
+                    self._run_pair([case for case in todo if (case.task, case.network) == pair], scored)
             finally:
                 if self._anchor:
                     self._folder.note({"anchor_failure": self._anchor.failure})
                     self._anchor.worker.close()
+
+    def _test_itself(self, cases: Sequence[Case]) -> None:
+        """Note what the harness makes of what is known, once a run."""
+        ready = [case for case in cases if (case.task, case.network) in self._provision.checkpoints]
+        if not ready or "selftest" in self._folder.facts():
+            return
+        self._line.say("self-test")
+        try:
+            facts = to_facts(run_selftest(self._job(ready[0])))
+        except WorkerError as error:
+            facts = {"complaints": [f"it failed: {error}"]}
+        self._folder.note({"selftest": facts})
 
     def _finished(self, cases: Sequence[PlannedCase]) -> dict[str, RunRecord]:
         """Return the records that stand: measured, if this run measures, or skipped for today's reason."""
@@ -94,7 +109,7 @@ class Execution:
 
     def _run_pair(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> None:
         """Measure one network on one task, its workers in as few sets as `MOST_WORKERS` allows."""
-        if self._provision.checkpoints.get((cases[0].task, cases[0].architecture)) is None:
+        if self._provision.checkpoints.get((cases[0].task, cases[0].network)) is None:
             self._fail_all(cases, "the fit of its network failed and left no checkpoint")
             return
         names = split_sets(list(dict.fromkeys(case.worker_key for case in cases)), MOST_WORKERS)
@@ -213,7 +228,7 @@ class Execution:
 
     def _blank(self, case: Case) -> RunRecord:
         """Return the record of *case* with all that is known before it runs."""
-        found = self._provision.checkpoints.get((case.task, case.architecture))
+        found = self._provision.checkpoints.get((case.task, case.network))
         store = self._provision.stores.get(case.task)
         return RunRecord(
             run=self._folder.path.name,
@@ -229,10 +244,10 @@ class Execution:
         )
 
     def _job(self, case: Case) -> Job:
-        reference = self._folder.outputs_file(f"{case.task}/{case.architecture}/reference")
+        reference = self._folder.outputs_file(f"{case.task}/{case.network}/reference")
         return Job(
             case=case,
-            checkpoint=self._provision.checkpoints[case.task, case.architecture][0].resolve(),
+            checkpoint=self._provision.checkpoints[case.task, case.network][0].resolve(),
             store=self._provision.stores[case.task].folder.resolve(),
             workdir=self._workdir.resolve(),
             reference=reference.resolve(),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
     from bench.backends.base import Session
 
+T = TypeVar("T")
+
 #: Share of the threads in use that other processes may keep busy before a block is rejected.
 FOREIGN_LIMIT = 0.08
 #: Sessions with slower calls than this have blocks of one call: what a 2-core machine needs for a
 #: large network at a large batch.
 LONG_CALL_S = 0.4
+#: Calls that a block has at most: what takes no time at all is not called for ever.
+MOST_CALLS = 10_000
 #: Change between consecutive medians below which a warm-up has settled.
 SETTLED = 0.1
 
@@ -37,6 +41,21 @@ def stopwatch() -> Callable[[], float]:
     """Return a function that tells the seconds since this call."""
     started = time.perf_counter()
     return lambda: time.perf_counter() - started
+
+
+def busy_wait(duration_s: float) -> None:
+    """Keep this thread busy for *duration_s* [s]."""
+    end = time.perf_counter() + duration_s
+    while time.perf_counter() < end:
+        pass
+
+
+def prolong(work: Callable[[], T], share: float) -> T:
+    """Return what *work* returns after its time and *share* of that again, waited busily."""
+    started = time.perf_counter()
+    result = work()
+    busy_wait(share * (time.perf_counter() - started))
+    return result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,16 +128,22 @@ class Clock:
             return (self.call(),)
         for _ in range(self._plan.discards):
             self.call()
-        samples: list[float] = []
-        while len(samples) < self._plan.calls or sum(samples) < self._plan.block_s:
-            samples.append(self.call())
-        return tuple(samples)
+        return tuple(self._samples(self._plan.block_s))
 
     def _short_median(self) -> float:
-        samples = [self.call()]
-        while samples[0] < LONG_CALL_S and (len(samples) < self._plan.calls or sum(samples) < self._plan.block_s / 4):
+        first = self.call()
+        if first >= LONG_CALL_S:
+            return first
+        return statistics.median([first, *self._samples(self._plan.block_s / 4)])
+
+    def _samples(self, block_s: float) -> list[float]:
+        """Return the wall times of calls that together take *block_s* and are as many as the plan asks for [s]."""
+        samples: list[float] = []
+        elapsed = 0.0
+        while (len(samples) < self._plan.calls or elapsed < block_s) and len(samples) < MOST_CALLS:
             samples.append(self.call())
-        return statistics.median(samples)
+            elapsed += samples[-1]
+        return samples
 
 
 class LoadMeter:

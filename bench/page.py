@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench import cell
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
@@ -37,7 +38,7 @@ def render_page(report: Report, picture: str | None) -> str:
     for place, rows in group_by_place(report.rows.values()).items():
         parts.append(f"## {place[0]} ({cell.machine(place)})")
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
-    parts += [NOTES, _measured(report)]
+    parts += [NOTES, _measured(report), *_selftest(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -175,3 +176,33 @@ def _measured(report: Report) -> str:
         share = f"{100 * rejected / len(blocks):.1f} %"
         lines.append(f"- {rejected} of {len(blocks)} blocks ({share}) were rejected because of other people's work.")
     return "\n".join(["## How this run went", *lines]) if lines else ""
+
+
+def _selftest(report: Report) -> list[str]:
+    """Return the section on what the harness made of what is known; none where the run does not say."""
+    test = report.about.get("selftest")
+    if not isinstance(test, Mapping):
+        return []
+    lines = ["## Self-test", *(f"- **{text}**" for text in test.get("complaints", []))]
+    if "overhead_s" in test:
+        latencies = [row.cost["latency_p50_s"] for row in report.rows.values()]
+        fastest = min((value for value in latencies if not math.isnan(value)), default=math.nan)
+        share = f", {test['overhead_s'] / fastest:.2%} of the fastest case here" if fastest > 0 else ""
+        lines.append(f"- A call that does nothing takes {1e6 * test['overhead_s']:.2f} us{share}.")
+        waits = ", ".join(
+            f"{name.removeprefix('wait_').replace('_', ' ')} {share:+.2%}" for name, share in test["bias"].items()
+        )
+        lines.append(f"- Known waits are measured: {waits}.")
+        lines.append(f"- Equal waits: ratio {_ratio(test['same'])}; one 5 % longer: {_ratio(test['slowdown'])}.")
+        caught = "was caught" if test["fault"] else "was not caught"
+        lines.append(f"- A network {'passed' if test['exact'] else 'did not pass'} against itself; a fault {caught}.")
+    if test.get("disturbed"):
+        spoilt = f"{test['contended']:.0%} of its blocks"
+        lines.append(f"- Other work spoilt {spoilt}: these times say nothing of the harness.")
+    return ["\n".join([lines[0], "", *lines[1:]])]
+
+
+def _ratio(interval: Mapping[str, float | None]) -> str:
+    """Return a ratio with its interval, as ``run.json`` holds it."""
+    point, low, high = (interval[name] for name in ("point", "low", "high"))
+    return "not known" if point is None or low is None or high is None else f"{point:.4f} ({low:.4f} to {high:.4f})"

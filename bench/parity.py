@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.backends.base import set_tf32
 from bench.records import Case, Parity
+from lensing_models.precision import set_tf32
 
 if TYPE_CHECKING:
     import torch

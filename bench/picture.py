@@ -54,15 +54,13 @@ def draw_picture(path: Path, report: Report) -> bool:
 
 
 class _Styles:
-    """Which colour, marker and fill stand for which backend, architecture and precision."""
+    """Which colour, marker and fill stand for which backend, network and precision."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         cases = [row.record.case for row in rows if row.record.status == "ok"]
-        backends, architectures = (
-            {getattr(case, name): None for case in cases} for name in ("backend", "architecture")
-        )
+        backends, networks = ({getattr(case, name): None for case in cases} for name in ("backend", "network"))
         self.colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(backends)}
-        self.markers = {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(architectures)}
+        self.markers = {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(networks)}
         self.precisions = [name for name in FILLS if any(case.precision == name for case in cases)]
 
 
@@ -97,7 +95,7 @@ def _draw_row(axes: Axes, row: Row, found: Frontier, styles: _Styles) -> None:
         [row.quality(found.y.name)],
         xerr=None if math.isnan(high - low) else [[x - low], [high - x]],
         color=colour,
-        marker=styles.markers[case.architecture],
+        marker=styles.markers[case.network],
         fillstyle=FILLS.get(case.precision, "full"),
         markerfacecoloralt="white",
         markersize=7.5,

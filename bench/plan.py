@@ -80,6 +80,7 @@ def expand_sweep(
             batch_size=size,
             device=device,
             threads=threads,
+            variant=architecture.variant,
         )
         for task, architecture, backend, precision, size in cells
     ]

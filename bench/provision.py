@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensing_models.checkpoint import Card, checkpoint_path, verify_checkpoint
+from lensing_models.checkpoint_index import fetch_weights
 from lensing_models.data.find import find_store
 from lensing_models.preset import Preset
 from lensing_models.specs import ArchitectureSpec, TaskSpec
@@ -31,7 +32,7 @@ class Provision:
 
     Attributes:
         stores: Data sets by task.
-        checkpoints: Checkpoints by (task, architecture); a pair whose fit failed is missing.
+        checkpoints: Checkpoints by (task, label of the network); a pair whose fit failed is missing.
     """
 
     stores: Mapping[str, Store]
@@ -71,19 +72,20 @@ def provide(
 
 
 def pair_key(pair: Pair) -> tuple[str, str]:
-    """Return the names of a pair: task, architecture."""
-    return pair[0].name, pair[1].name
+    """Return the names of a pair: of the task, and the label of the network."""
+    return pair[0].name, pair[1].label
 
 
 def find_checkpoint(pair: Pair, folders: Sequence[Path]) -> tuple[Path, Card] | None:
-    """Return the checkpoint of *pair* in the first folder that has it.
+    """Return the checkpoint of *pair* in the first folder that has it, or whose index says where it is.
 
     Raises:
         ValueError: If it is damaged; a file that was given is never replaced.
+        OSError: If it could not be fetched.
     """
     for folder in folders:
         path = checkpoint_path(folder, *pair_key(pair))
-        if path.exists():
+        if path.exists() or fetch_weights(path):
             return path, verify_checkpoint(path)
     return None
 
@@ -107,7 +109,7 @@ def fit_missing(
     """
     wanted: dict[tuple[str, ...], list[str]] = {}
     for name in dict.fromkeys(task.name for task, _ in pairs):
-        models = tuple(architecture.name for task, architecture in pairs if task.name == name)
+        models = tuple(architecture.label for task, architecture in pairs if task.name == name)
         wanted.setdefault(models, []).append(name)
     for models, tasks in wanted.items():
         command = [sys.executable, "-m", "lensing_models.train"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bench import cell, page
+from bench.picture import draw_picture
 from bench.records import Case
-from bench.table import Report, Row
+from bench.table import Report, Row, make_rows
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MOST_ROWS = 16
@@ -37,18 +39,34 @@ def short_table(report: Report, folder: Path) -> str:
     Args:
         report: What to tell.
         folder: Folder of the file that shows it, from which the picture is linked.
+
+    Networks whose fit was cut short are left out, and named, where others were fitted to the end.
     """
+    report, left_out = _without_unconverged(report)
     groups = [[report.rows[key] for key in found.keys] for found in report.frontiers if found.name != "throughput"]
     share = max(2, MOST_ROWS // max(1, len(groups)))
     rows = [row for group in groups for row in _spread(group, share)]
     if not rows:
         return f"No case of this run is on a frontier.\n\n{page.facts(report)}"
-    parts = [page.markdown_table(HEADER, (_cells(row, report.rows) for row in rows), NUMERIC), _remarks(groups, rows)]
-    picture = report.folder / "pareto.png"
+    parts = [page.markdown_table(HEADER, (_cells(row, report.rows) for row in rows), NUMERIC)]
+    parts.append(_remarks(groups, rows, left_out))
+    picture = report.folder / ("pareto-converged.png" if left_out else "pareto.png")
+    if left_out:
+        draw_picture(picture, report)
     if picture.is_file():
         link = Path(os.path.relpath(picture.resolve(), folder.resolve())).as_posix()
         parts.append(f"![Quality against latency, one panel a task and batch size]({link})")
     return "\n\n".join([*parts, page.facts(report)])
+
+
+def _without_unconverged(report: Report) -> tuple[Report, list[str]]:
+    """Return *report* without networks whose fit was cut short, and these; all of it if no other is there."""
+    records = [row.record for row in report.rows.values()]
+    cut = dict.fromkeys(f"{row.case.network} on {row.case.task}" for row in records if row.converged is False)
+    if not cut or not any(record.converged for record in records):
+        return report, []
+    rows, frontiers = make_rows(record for record in records if record.converged is not False)
+    return dataclasses.replace(report, rows=rows, frontiers=frontiers), list(cut)
 
 
 def _spread(rows: Sequence[Row], most: int) -> list[Row]:
@@ -80,6 +98,7 @@ def _speed_up(row: Row, rows: Mapping[str, Row]) -> str:
         batch_size=case.batch_size,
         device=case.device,
         threads=case.threads,
+        variant=case.network_variant,
     )
     baseline = rows.get(plain.key)
     if baseline is None or baseline.record.status != "ok":
@@ -89,15 +108,17 @@ def _speed_up(row: Row, rows: Mapping[str, Row]) -> str:
     return f"{'' if clean else '~'}{cell.significant(ratio, 2)}x"
 
 
-def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row]) -> str:
+def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Sequence[str]) -> str:
     """Return what a reader must know beside the table."""
     text = "Rows that no other beats on both latency and quality; ± is the 95 % interval of the median."
     text += " The last column compares with eager fp32 of the same network; ~: one of the two is not `valid`."
-    if hidden := sum(map(len, groups)) - len(shown):
+    if not left_out and (hidden := sum(map(len, groups)) - len(shown)):
         text += f" {hidden} more are in the run's `pareto.csv`."
     cases = [row.record.case for row in shown if row.frontier_kind == "provisional"]
     if places := dict.fromkeys(f"{case.task} at batch {case.batch_size}" for case in cases):
         text += f" {page.PROVISIONAL[:2].upper()}{page.PROVISIONAL[2:]}: {', '.join(places)}."
+    if left_out:
+        text += f" Left out, because their fits were cut short to save time: {', '.join(left_out)}."
     if any(row.record.converged is False for row in shown):
         text += f" {page.UNCONVERGED}"
     return text

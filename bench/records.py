@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from lensing_models.registry import known_architectures
+
 SCHEMA = 1
 Status = Literal["ok", "skipped", "failed"]
 Validity = Literal["valid", "unstable", "throttled", "contended", "fallback", "undersampled", ""]
@@ -25,7 +27,7 @@ class Case:
     Attributes:
         device: ``cpu`` or ``cuda``.
         threads: CPU threads that every runtime is given alike.
-        variant: How the cell departs from the plain one (``graph``, ``tuned``, ``px150``).
+        variant: How the cell departs from the plain one (``graph``, ``tuned``, ``px150``), several joined by ``+``.
     """
 
     task: str
@@ -40,12 +42,31 @@ class Case:
     @property
     def key(self) -> str:
         """Return e.g. ``substructure/resnet18/trt/fp16/b32/cuda/t2/default``."""
-        return f"{self.worker_key}/b{self.batch_size}/{self.device}/t{self.threads}/{self.variant}"
+        model = f"{self.task}/{self.architecture}/{self.backend}/{self.precision}"
+        return f"{model}/b{self.batch_size}/{self.device}/t{self.threads}/{self.variant}"
+
+    @property
+    def network_variant(self) -> str:
+        """Return what of the variant makes another network, e.g. ``px150``; ``default`` if nothing."""
+        known = known_architectures()
+        return next((part for part in self.variant.split("+") if f"{self.architecture}-{part}" in known), "default")
+
+    @property
+    def runtime_variant(self) -> str:
+        """Return what of the variant concerns the runtime; ``default`` if nothing."""
+        parts = [part for part in self.variant.split("+") if part != self.network_variant]
+        return "+".join(parts) or "default"
+
+    @property
+    def network(self) -> str:
+        """Return the label of the network, by which it is chosen and its checkpoint is found."""
+        variant = self.network_variant
+        return self.architecture if variant == "default" else f"{self.architecture}-{variant}"
 
     @property
     def worker_key(self) -> str:
         """Return what names the process that measures this case: all but batch and machine."""
-        return f"{self.task}/{self.architecture}/{self.backend}/{self.precision}"
+        return f"{self.task}/{self.network}/{self.backend}/{self.precision}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

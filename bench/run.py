@@ -77,7 +77,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     from bench.execute import Execution, Sizes
     from bench.interleave import Limits
     from bench.measure import BlockPlan, stopwatch, utc_now
-    from bench.provision import CACHE, provide
+    from bench.provision import CACHE, pair_key, provide
     from bench.run_folder import RunFolder, anchor_medians
 
     preset: Preset = PRESETS[options.preset]
@@ -102,11 +102,9 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         else:
             folder.note({"run": out.name, "command": command, "preset": preset.name, "started_at": utc_now()})
         print(f"run folder: {out}", file=sys.stderr)
-        runnable = {
-            (planned.case.task, planned.case.architecture) for planned in sweep.cases if not planned.skip_reason
-        }
+        runnable = {(planned.case.task, planned.case.network) for planned in sweep.cases if not planned.skip_reason}
         provision = provide(
-            [pair for pair in sweep.pairs if (pair[0].name, pair[1].name) in runnable],
+            [pair for pair in sweep.pairs if pair_key(pair) in runnable],
             preset=preset,
             data=options.data,
             checkpoints=options.checkpoints,

@@ -67,6 +67,28 @@ def latency_p50(timing: Timing) -> Interval:
     return Interval(point=point, low=point * math.exp(-width), high=point * math.exp(width))
 
 
+def latency_ratio(first: Timing, second: Timing) -> Interval:
+    """Return how many times longer a call of *first* takes than one of *second*, with its 95 % interval.
+
+    Blocks of the same round, both accepted, are pairs: what slowed the machine in that round slowed
+    both. The point is the geometric mean of the ratios of their medians, the interval a t-interval
+    on the logarithms.
+
+    Returns:
+        NaN bounds with fewer than two pairs; all NaN without one.
+    """
+    medians = [
+        {block.round: np.median(block.samples_s) for block in timing.blocks if block.accepted}
+        for timing in (first, second)
+    ]
+    rounds = sorted(medians[0].keys() & medians[1].keys())
+    if not rounds:
+        return Interval(point=math.nan, low=math.nan, high=math.nan)
+    logs = np.array([math.log(medians[0][number] / medians[1][number]) for number in rounds])
+    point, width = math.exp(float(logs.mean())), _t_half_width(logs)
+    return Interval(point=point, low=point * math.exp(-width), high=point * math.exp(width))
+
+
 def half_width(timing: Timing) -> float:
     """Return half the width of the interval of `latency_p50` over its point; NaN where it has none."""
     return math.sinh(_log_half_width(timing))
@@ -119,9 +141,13 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
 
 def _log_half_width(timing: Timing) -> float:
     """Return the half-width of the t-interval on the log block medians; NaN below two blocks."""
-    medians = block_medians(timing)
-    count = medians.size
+    return _t_half_width(np.log(block_medians(timing)))
+
+
+def _t_half_width(values: NDArray[np.float64]) -> float:
+    """Return the half-width of the t-interval on the mean of *values*; NaN below two."""
+    count = values.size
     if count < 2:
         return math.nan
     quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
-    return quantile * float(np.std(np.log(medians), ddof=1)) / math.sqrt(count)
+    return quantile * float(np.std(values, ddof=1)) / math.sqrt(count)

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.control import CONTROL
 from bench.measure import BlockPlan, Clock, stopwatch
 from bench.records import Case, Measurement, Parity, Scalar
 
@@ -92,7 +93,8 @@ class Bench:
         self._case = replace(self._job.case, batch_size=batch_size, threads=threads)
         network = load_network(self._job)
         elapsed = stopwatch()
-        prepared = known_backends()[self._case.backend].prepare(network, self._case, self._job.workdir)
+        backend = CONTROL if self._case.backend == CONTROL.name else known_backends()[self._case.backend]
+        prepared = backend.prepare(network, self._case, self._job.workdir)
         self._session = self._stack.enter_context(prepared)
         build_s = elapsed()
         parity, failure = None, ""
@@ -207,7 +209,7 @@ def load_network(job: Job) -> LensNetwork:
     if job.checkpoint is not None:
         return load_checkpoint(job.checkpoint)[0]
     torch.manual_seed(0)
-    return find_architecture(job.case.architecture).build(find_task(job.case.task))
+    return find_architecture(job.case.network).build(find_task(job.case.task))
 
 
 def write_reference(job: Job, threads: int) -> None:

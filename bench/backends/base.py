@@ -189,20 +189,3 @@ def refuse_by_table(backend: Backend, case: Case, why: Mapping[str, str] | None 
         plain = f"{backend.name} on {case.device} has no {case.precision}; it has {known}"
         return reasons.get(f"{case.device}/{case.precision}", plain)
     return None
-
-
-def set_tf32(device: str, allowed: bool) -> None:
-    """Allow or forbid TF32 in torch's own kernels; nothing to do but on CUDA.
-
-    Only the `fp32_precision` settings are used (torch >= 2.9): torch refuses to run once they are
-    mixed with the old switches.
-    """
-    if device != "cuda":
-        return
-    import torch
-
-    precision = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    # The stubs of torch 2.15 lack the settings of cuDNN's parts.
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
-    torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]

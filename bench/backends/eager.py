@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.backends.base import Availability, TorchSession, installed, name_precision, refuse_by_table, set_tf32
+from bench.backends.base import Availability, TorchSession, installed, name_precision, refuse_by_table
 from bench.records import Case, Scalar
+from lensing_models.precision import set_tf32
 
 if TYPE_CHECKING:
     from lensing_models.network import LensNetwork

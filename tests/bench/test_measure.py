@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import multiprocessing
 import time
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from bench.backends.base import LocalSession
-from bench.measure import LONG_CALL_S, BlockPlan, Clock, LoadMeter
+from bench.measure import LONG_CALL_S, MOST_CALLS, BlockPlan, Clock, LoadMeter
 
 PLAN = BlockPlan(block_s=0.02, calls=5, discards=3, warmup_s=0.5)
 
@@ -43,8 +44,14 @@ def test_a_sample_is_never_shorter_than_the_delay() -> None:
     assert min(samples) >= 0.004
 
 
+def test_a_session_that_takes_no_time_is_not_called_for_ever() -> None:
+    plan = dataclasses.replace(PLAN, block_s=10.0)
+
+    assert len(Clock(Waiting(0.0), [torch.zeros(1)], plan).block()) == MOST_CALLS
+
+
 def test_a_block_has_enough_calls_and_lasts_long_enough() -> None:
-    slow, fast = clock(Waiting(0.01)).block(), clock(Waiting(0.0)).block()
+    slow, fast = clock(Waiting(0.01)).block(), clock(Waiting(1e-5)).block()
 
     assert len(slow) >= PLAN.calls
     assert sum(fast) >= PLAN.block_s

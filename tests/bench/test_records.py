@@ -20,6 +20,29 @@ def test_worker_key_leaves_out_batch_and_machine() -> None:
     assert make_case(batch_size=32).worker_key == make_case(batch_size=1).worker_key
 
 
+@pytest.mark.parametrize(
+    ("variant", "network", "runtime"),
+    [
+        ("default", "efficientnet_b5", "default"),
+        ("px150", "efficientnet_b5-px150", "default"),
+        ("px150+graph", "efficientnet_b5-px150", "graph"),
+        ("graph", "efficientnet_b5", "graph"),
+        ("anchor", "efficientnet_b5", "anchor"),
+    ],
+)
+def test_a_variant_names_a_network_a_way_to_run_it_or_both(variant: str, network: str, runtime: str) -> None:
+    case = make_case(architecture="efficientnet_b5", variant=variant)
+
+    assert (case.network, case.runtime_variant) == (network, runtime)
+
+
+def test_a_network_at_another_size_has_its_own_process_and_a_key_in_its_family() -> None:
+    plain, other = make_case(architecture="efficientnet_b5"), make_case(architecture="efficientnet_b5", variant="px150")
+
+    assert plain.worker_key != other.worker_key
+    assert other.key == "substructure/efficientnet_b5/eager/fp32/b1/cpu/t2/px150"
+
+
 def test_record_survives_json() -> None:
     record = make_record(make_case())
 

@@ -309,6 +309,47 @@ def test_three_digits_are_significant(value: float, text: str) -> None:
     assert cell.significant(value) == text
 
 
+def test_readme_leaves_out_networks_whose_fit_was_cut_short_where_another_was_not(tmp_path: Path) -> None:
+    fitted, cut = ok("eager", 0.02, 0.98), ok("onnx", 0.001, 0.51, converged=False, architecture="mobilenetv3_small")
+    readme = tmp_path / "README.md"
+    readme.write_text(MARKED, encoding="utf-8")
+
+    report_main(write_run(tmp_path / "run", [fitted, cut]), "--readme", readme)
+
+    text = readme.read_text(encoding="utf-8")
+    assert "| resnet18 | eager fp32 |" in text
+    assert "mobilenetv3_small |" not in text
+    assert "(run/pareto-converged.png)" in text
+    assert (tmp_path / "run" / "pareto-converged.png").read_bytes().startswith(b"\x89PNG")
+    assert "Left out, because their fits were cut short to save time: mobilenetv3_small on substructure." in text
+
+
+def test_page_tells_the_self_test(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [ok("eager", 0.0004, 0.98), failed("onnx", "killed")])
+    ratio = {"point": 1.05, "low": 1.04, "high": 1.06}
+    facts = {
+        "overhead_s": 4e-7,
+        "bias": {"wait_1ms": 0.002},
+        "same": {"point": None, "low": None, "high": None},
+        "slowdown": ratio,
+        "exact": True,
+        "fault": True,
+        "contended": 0.75,
+        "disturbed": True,
+        "complaints": ["something is wrong"],
+    }
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**about, "selftest": facts}))
+
+    write_report(run)
+
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert "## Self-test\n\n- **something is wrong**\n- A call that does nothing takes 0.40 us, 0.10% of the" in text
+    assert "- Known waits are measured: 1ms +0.20%." in text
+    assert "- Equal waits: ratio not known; one 5 % longer: 1.0500 (1.0400 to 1.0600)." in text
+    assert "Other work spoilt 75% of its blocks" in text
+
+
 def test_readme_gets_the_frontier_between_its_markers(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "results" / "run", [ok("eager", 0.03, 0.97), ok("onnx", 0.01, 0.98), ok("openvino", 0.02, 0.9)]

@@ -15,6 +15,7 @@ from bench.statistic import (
     judge,
     latency_p50,
     latency_percentile,
+    latency_ratio,
     throughput,
 )
 from tests.bench.sample_run import make_timing
@@ -119,6 +120,44 @@ def test_percentile_keeps_the_whole_tail() -> None:
     timing = make_timing([[float(value) for value in range(1, 101)]])
 
     assert latency_percentile(timing, 90) == 90.0
+
+
+def test_ratio_is_that_of_the_paired_t_test_on_the_logarithms() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.lognormal(0.0, 0.1, 10), rng.lognormal(0.05, 0.1, 10)
+
+    ratio = latency_ratio(make_timing([[value] for value in first]), make_timing([[value] for value in second]))
+
+    expected = stats.ttest_rel(np.log(first), np.log(second)).confidence_interval()
+    assert (math.log(ratio.low), math.log(ratio.high)) == pytest.approx((expected.low, expected.high))
+
+
+def test_ratio_takes_rounds_in_which_both_were_accepted() -> None:
+    first = make_timing([[2.0], [2.2], [9.0], [2.0]], rejected=[2])
+    second = make_timing([[1.0], [1.1], [1.0]])
+
+    assert latency_ratio(first, second).point == pytest.approx(2.0)
+
+
+def test_ratio_of_one_pair_has_no_interval_and_of_none_no_value() -> None:
+    one, none = make_timing([[2.0]]), make_timing([])
+
+    assert math.isnan(latency_ratio(one, one).low)
+    assert math.isnan(latency_ratio(one, none).point)
+
+
+def test_what_slows_both_alike_does_not_widen_their_ratio() -> None:
+    rng = np.random.default_rng(1)
+    drift, own = rng.uniform(1, 2, 12), rng.normal(1, 0.005, (2, 12))
+    first, second = (
+        make_timing([[value] for value in drift * 1.05 * own[0]]),
+        make_timing([[v] for v in drift * own[1]]),
+    )
+
+    ratio = latency_ratio(first, second)
+
+    assert 1.0 < ratio.low < 1.05 < ratio.high
+    assert ratio.high - ratio.low < 0.02
 
 
 def test_throughput_is_images_over_wall_time() -> None:

@@ -8,8 +8,7 @@ measured spread of the whole suite.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.backends import known_backends
+from bench.measure import prolong
 from bench.plan import HALF_PRECISION, why_not
 from bench.records import Case
 from lensing_models.registry import find_architecture, find_task
@@ -69,19 +69,6 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("artifacts")
 
 
-def slowed(call: Callable[[], None], factor: float) -> Callable[[], None]:
-    """Return *call* made *factor* times as slow, by waiting busily for the rest."""
-
-    def wait() -> None:
-        started = time.perf_counter()
-        call()
-        end = started + factor * (time.perf_counter() - started)
-        while time.perf_counter() < end:
-            pass
-
-    return wait
-
-
 @pytest.mark.parametrize("case", CELLS, indirect=True)
 def test_session(case: Case, workdir: Path, benchmark: BenchmarkFixture) -> None:
     torch.manual_seed(0)
@@ -95,4 +82,8 @@ def test_session(case: Case, workdir: Path, benchmark: BenchmarkFixture) -> None
             session.infer(next(batches))
             session.synchronize()
 
-        benchmark(slowed(infer, float(os.environ[PLANT])) if PLANT in os.environ else infer)
+        benchmark(partial(prolong, infer, float(os.environ[PLANT]) - 1) if PLANT in os.environ else infer)
+        outputs = session.infer(next(batches))
+        session.synchronize()
+        assert outputs.shape == (case.batch_size, find_task(case.task).output_count)
+        assert outputs.isfinite().all()

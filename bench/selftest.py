@@ -1,0 +1,247 @@
+"""Does the harness measure what is known? In every run, and at length by ``python -m bench.selftest``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.control import CONTROL, TRUTHS
+from bench.interleave import Limits, Member, measure_group
+from bench.measure import BlockPlan
+from bench.process import Worker, WorkerError
+from bench.records import Block, Timing, to_json
+from bench.statistic import Interval, latency_p50, latency_ratio
+from bench.worker import Job
+from lensing_models.command_line import Parser, run_main
+
+BLOCK = BlockPlan(block_s=0.1, calls=5, discards=2, warmup_s=1.0)
+LIMITS = Limits(blocks=8, most_blocks=8, case_s=60.0, target_ci=1e-9)
+#: What a run's own self-test times.
+TIMED = ("null", "wait_1ms", "wait_5ms", "wait_5ms_again", "wait_5ms_slow", "wait_20ms")
+MOST_OVERHEAD_S, MOST_BIAS = 1e-6, 0.01
+MOST_CONTENDED = 0.5  # share of the blocks
+COMPARED_IMAGES = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfTest:
+    """What was found, beside what was known.
+
+    Attributes:
+        overhead_s: Median time of a call that does nothing [s]: what the clock adds to every latency.
+        bias: Measured over true time of a known wait, less 1, by variant.
+        same: Ratio of two equal waits, which is 1.
+        slowdown: Ratio of two waits of which one is 5 % longer.
+        exact: Whether a network passed the comparison with itself.
+        fault: Whether an error of three tolerances did not.
+        contended: Share of the blocks that other people's work spoilt.
+    """
+
+    overhead_s: float
+    bias: Mapping[str, float]
+    same: Interval
+    slowdown: Interval
+    exact: bool
+    fault: bool
+    contended: float
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Return whether other people's work spoilt so much that the times say nothing of the harness."""
+        return self.contended > MOST_CONTENDED
+
+    def complaints(self) -> list[str]:
+        """Return what the harness got wrong, its times only where they were not disturbed; empty if nothing."""
+        worst = max(self.bias.values(), key=abs, default=math.nan)
+        timed = {
+            f"a call that does nothing takes {self.overhead_s * 1e6:.2f} us": self.overhead_s < MOST_OVERHEAD_S,
+            f"a known wait is measured {worst:+.1%} wrong": abs(worst) <= MOST_BIAS,
+            "a slowdown of 5 % was not seen": self.slowdown.low > 1.0,
+        }
+        compared = {"a network differs from itself": self.exact, "a faulty output was not caught": self.fault}
+        checks = compared if self.is_disturbed else {**timed, **compared}
+        return [text for text, is_right in checks.items() if not is_right]
+
+
+def run_selftest(job: Job) -> SelfTest:
+    """Return what the harness makes of what is known, through the same workers, clock and blocks as everything else.
+
+    Args:
+        job: Any of the run; its data and its machine are used, with the anchor's network and random weights.
+
+    Raises:
+        WorkerError: If a process of it failed.
+    """
+    timings = time_controls(job, TIMED)
+    medians = {name: latency_p50(timing).point for name, timing in timings.items()}
+    waits = {name: TRUTHS[name].wait_s for name in TIMED if TRUTHS[name].wait_s}
+    blocks = [block for timing in timings.values() for block in timing.blocks]
+    exact, faulty = are_passed(job, ("network", "network_faulty"))
+    return SelfTest(
+        overhead_s=medians["null"],
+        bias={name: medians[name] / wait - 1 for name, wait in waits.items()},
+        same=latency_ratio(timings["wait_5ms_again"], timings["wait_5ms"]),
+        slowdown=latency_ratio(timings["wait_5ms_slow"], timings["wait_5ms"]),
+        exact=exact,
+        fault=not faulty,
+        contended=sum(not block.accepted for block in blocks) / len(blocks),
+    )
+
+
+def time_controls(job: Job, names: Sequence[str], limits: Limits = LIMITS, seed: int = 0) -> dict[str, Timing]:
+    """Return the timing of the controls *names*, measured in turns by a worker each.
+
+    Raises:
+        WorkerError: If one failed.
+    """
+    with ExitStack() as stack:
+        members = []
+        for name in names:
+            worker = Worker(control_job(job, name))
+            stack.callback(worker.close)
+            members.append(Member(case=worker.job.case, worker=worker))
+        for member in members:
+            member.worker.ask("open", 1, member.case.threads, 0)
+        return measure_members(members, limits, seed)
+
+
+def measure_members(members: Sequence[Member], limits: Limits, seed: int) -> dict[str, Timing]:
+    """Return the timings of *members*, whose sessions are open, by variant."""
+
+    def ignore(member: Member, block: Block | None = None) -> None:
+        """Keep nothing: a control has no record."""
+
+    measure_group(members, None, limits, on_block=ignore, on_done=ignore, seed=seed)
+    for member in members:
+        if member.failure:
+            raise WorkerError(f"self-test: {member.case.variant}: {member.failure}")
+    return {member.case.variant: member.timing(limits) for member in members}
+
+
+def are_passed(job: Job, names: Sequence[str]) -> list[bool]:
+    """Return whether the outputs of each of the controls *names* pass the comparison with one reference."""
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    reference = job.workdir / "selftest-reference.npy"
+    passed: list[bool] = []
+    with ExitStack() as stack:
+        stack.callback(reference.unlink, missing_ok=True)
+        for name in names:
+            worker = Worker(replace(control_job(job, name), reference=reference))
+            stack.callback(worker.close)
+            if not passed:
+                worker.ask("reference", job.case.threads)
+            passed.append(not worker.ask("open", 1, job.case.threads, COMPARED_IMAGES).failure)
+    return passed
+
+
+def control_job(job: Job, name: str) -> Job:
+    """Return *job* for control *name*, with random weights."""
+    case = replace(job.case, backend=CONTROL.name, precision="fp32", batch_size=1, variant=name)
+    outputs = job.workdir / "selftest-outputs.npy"  # never written: a control is not scored
+    return replace(job, case=case, checkpoint=None, reference=None, outputs=outputs, plan=BLOCK)
+
+
+def to_facts(test: SelfTest) -> dict[str, object]:
+    """Return *test* and its complaints as they stand in ``run.json``."""
+    figures: dict[str, object] = json.loads(to_json(test))
+    return {**figures, "disturbed": test.is_disturbed, "complaints": test.complaints()}
+
+
+def render(test: SelfTest) -> str:
+    """Return a line for each thing that was known."""
+    lines = [f"a call that does nothing: {test.overhead_s * 1e6:.2f} us"]
+    lines += [f"{name}: {share:+.2%}" for name, share in test.bias.items()]
+    lines += [f"equal waits: ratio {_interval(test.same)}", f"5 % slower: ratio {_interval(test.slowdown)}"]
+    lines += [f"a network against itself: {'passed' if test.exact else 'FAILED'}"]
+    lines += [f"a faulty output: {'caught' if test.fault else 'NOT CAUGHT'}", f"spoilt blocks: {test.contended:.0%}"]
+    lines += ["disturbed: the times say nothing of the harness"] if test.is_disturbed else []
+    return "\n".join([*lines, *(f"complaint: {text}" for text in test.complaints())])
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.point:.4f} ({value.low:.4f} to {value.high:.4f})"
+
+
+def compare_networks(job: Job, repeats: int) -> dict[str, int]:
+    """Return how often, of *repeats*, a network was called different from itself and from itself slowed.
+
+    Different means that the 95 % interval of the paired ratio does not hold 1.
+    """
+    names = ("network", "network_again", "network_slow_2", "network_slow_5")
+    called = dict.fromkeys(names[1:], 0)
+    with ExitStack() as stack:
+        workers = [Worker(control_job(job, name)) for name in names]
+        for worker in workers:
+            stack.callback(worker.close)
+            worker.ask("open", 1, job.case.threads, 0)
+        for seed in range(repeats):
+            members = [Member(case=worker.job.case, worker=worker) for worker in workers]
+            timings = measure_members(members, LIMITS, seed)
+            for name in called:
+                ratio = latency_ratio(timings[name], timings["network"])
+                called[name] += not ratio.low <= 1.0 <= ratio.high
+    return called
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the self-test and, with --repeats, the comparisons; return 1 if something known was measured wrong."""
+    parser = Parser(prog="bench.selftest", description="Measure what is known.")
+    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="compare a network with itself N times")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args(argv)
+    if options.repeats < 0:
+        parser.error(f"--repeats {options.repeats}: give 0 or more")
+    job = stand_alone_job(options.device, options.threads)
+    test = run_selftest(job)
+    print(render(test))
+    facts = to_facts(test)
+    if options.repeats:
+        called = compare_networks(job, options.repeats)
+        facts["called_different"] = {"of": options.repeats, **called}
+        for name, count in called.items():
+            print(f"{name}: called different {count} of {options.repeats} times")
+    if options.json:
+        options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return int(bool(test.complaints()))
+
+
+def stand_alone_job(device: str, threads: int | None) -> Job:
+    """Return a job on a handful of simulated images, in the cache."""
+    from bench.plan import resolve_threads
+    from bench.provision import CACHE
+    from bench.records import Case
+    from lensing_models.data.find import find_store
+    from lensing_models.preset import PRESETS
+    from lensing_models.registry import find_task
+
+    store = find_store(find_task("substructure"), None, PRESETS["quick"])
+    workdir = CACHE / "artifacts"
+    workdir.mkdir(parents=True, exist_ok=True)
+    case = Case(
+        task="substructure",
+        architecture="mobilenetv3_small",
+        backend=CONTROL.name,
+        precision="fp32",
+        batch_size=1,
+        device=device,
+        threads=resolve_threads(threads),
+    )
+    return Job(
+        case=case,
+        checkpoint=None,
+        store=store.folder.resolve(),
+        workdir=workdir.resolve(),
+        reference=None,
+        outputs=(workdir / "selftest-outputs.npy").resolve(),
+        plan=BLOCK,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
