@@ -39,7 +39,9 @@ def epochs(preset: Preset) -> str:
     rows = known_architectures()
     caps = [f"{rows[name].quick.most_steps} ({shown})" for name, shown in NAMES.items()]
     caps[0] = caps[0].replace(" (", " steps (")
-    return f"{preset.epochs}, at most {', '.join(caps)}" if preset.step_capped else str(preset.epochs)
+    own = [f"`{task}` {count}" for task, count in preset.epochs.items() if task != "default"]
+    text = "; ".join([str(preset.epochs["default"]), *own])
+    return f"{text}, at most {', '.join(caps)}" if preset.step_capped else text
 
 
 @pytest.mark.parametrize(
