@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -118,8 +118,8 @@ def draw_splits(
     """Return the entries of each split, in the order of the store.
 
     The entries of a pool are shuffled within their class and the classes interleaved evenly: every
-    run of consecutive entries then holds each class in proportion, to within one image. The splits
-    are such runs. An image's place in the shuffle depends on (seed, name) alone.
+    beginning of the queue holds each class in proportion to within one image, so any run of it,
+    as the splits are, to within two. An image's place in the shuffle depends on (seed, name) alone.
     """
     splits: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
     for pool in set(shares.pools.values()):
@@ -137,9 +137,22 @@ def _interleave(entries: Sequence[Entry], seed: int) -> list[Entry]:
     by_class: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: hashlib.sha256(f"{seed}/{entry.name}".encode()).digest()):
         by_class.setdefault(entry.class_name, []).append(entry)
-    placed = [
-        (Fraction(2 * rank + 1, 2 * len(members)), class_name, entry)
-        for class_name, members in by_class.items()
-        for rank, entry in enumerate(members)
-    ]
-    return [entry for _, _, entry in sorted(placed, key=lambda place: place[:2])]
+    members = {name: iter(by_class[name]) for name in sorted(by_class)}
+    return [next(members[name]) for name in _mix({name: len(by_class[name]) for name in members})]
+
+
+def _mix(numbers: Mapping[str, int]) -> Iterator[str]:
+    """Yield each name as often as *numbers* says, so that every beginning holds each to within one of its share.
+
+    Tijdeman 1980, "The chairman assignment problem", Discrete Mathematics 32, 323: of the names
+    that are owed enough, the one whose share would first be missed; with k names no beginning is
+    further than 1 - 1 / (2k - 2) from any share.
+    """
+    total, slack = sum(numbers.values()), max(1, 2 * len(numbers) - 2)
+    given = dict.fromkeys(numbers, 0)
+    for turn in range(1, total + 1):
+        owed = {name: slack * (number * turn - given[name] * total) for name, number in numbers.items()}
+        eligible = [name for name in numbers if owed[name] >= total or len(numbers) == 1]
+        chosen = min(eligible, key=lambda name: Fraction((slack - 1) * total - owed[name], numbers[name]))
+        given[chosen] += 1
+        yield chosen

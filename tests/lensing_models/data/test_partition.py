@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lensing_models.data.importing import known_kinds
@@ -93,6 +93,7 @@ def test_parts_add_up_and_are_within_one_of_exact(number: int, weights: list[int
 
 @settings(max_examples=50, deadline=None)
 @given(numbers=st.lists(st.integers(0, 60), min_size=1, max_size=5).filter(any), seed=st.integers(0, 9))
+@example(numbers=[3, 3, 3, 37], seed=0)  # classes of one size, which ranks alone would put side by side
 def test_splits_share_nothing_and_hold_each_class_in_proportion(numbers: list[int], seed: int) -> None:
     everything = entries({f"c{place}-": number for place, number in enumerate(numbers)})
     sizes = choose_sizes(TENTHS, {"": len(everything)}, {})
@@ -104,8 +105,9 @@ def test_splits_share_nothing_and_hold_each_class_in_proportion(numbers: list[in
     for split in SPLITS:
         found = Counter(entry.class_name for entry in splits[split])
         for place, number in enumerate(numbers):
-            # A run of consecutive entries: one image at each of its two ends.
-            assert abs(found[f"c{place}-"] - number * sizes[split] / len(everything)) <= 2
+            # Tijdeman's bound: less than one image at each of the two ends of a run, and the test split begins.
+            bound = 1 if split == "test" else 2
+            assert abs(found[f"c{place}-"] - number * sizes[split] / len(everything)) < bound
 
 
 def test_the_seed_decides_the_splits() -> None:
