@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     from lensing_models.network import LensNetwork
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@cache
+def the_core() -> Any:  # openvino is untyped
+    """Return the one `openvino.Core` of this process, which is never given up.
+
+    The CPU plugin of a core gives its thread another signal stack and frees it with the core
+    (`SigAltStackSetup`, sigstack_manager.cpp, 2026.4). Two cores that end in the order of their
+    making leave the thread with a stack that is gone: the next signal that Python handles, the
+    end of a child for one, then ends the process by SIGSEGV without a word.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoBackend:
@@ -35,12 +50,10 @@ class OpenVinoBackend:
 
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> OpenVinoSession:
         """Export the graph unless it is there, fix its batch and compile it."""
-        import openvino
-
         from bench.export import onnx_file
 
         path = onnx_file(network, workdir, "fp32")
-        core = openvino.Core()
+        core = the_core()
         model = core.read_model(path)
         shape = model.input(0).partial_shape
         shape[0] = case.batch_size
