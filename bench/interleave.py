@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 
 from bench.measure import FOREIGN_LIMIT, LoadMeter
 from bench.process import Worker, WorkerError
-from bench.records import Block, Case, Timing
+from bench.quiet import review, slow_rounds
+from bench.records import FOREIGN_LOAD, Block, Case, Timing
 from bench.statistic import half_width
 
 #: Accepted blocks after which the interval is looked at; looking after every block would stop
 #: too early too often.
 LOOKS = frozenset({8, 12, 16, 24, 32, 48, 64})
-#: Seconds without an answer after which a block's worker is taken for hung.
+#: Seconds without an answer after which a block's worker is taken for hung, unless the limit of a
+#: stage is less: no block is as long as a build or a scoring may be.
 BLOCK_PATIENCE_S = 300.0
 
 
@@ -71,14 +73,14 @@ def measure_group(
     """Measure *members* in rounds of one block each, in random order, until each has enough.
 
     The anchor, a case that all groups of a run share, takes part in every round: what moves it
-    moves the machine. Results are left in the members; one whose worker fails gets a `failure`
-    and leaves the group.
+    moves the machine, so the blocks of a round in which it was slow do not count. Results are left
+    in the members; one whose worker fails gets a `failure` and leaves the group.
 
     Args:
         members: Cases of one task and batch size, their sessions open.
         anchor: The shared case; its blocks are counted apart from its timing limits.
         limits: When a case has enough.
-        on_block: Told of each block as it is measured.
+        on_block: Told of each block as it is measured, before the anchor has judged it.
         on_done: Told of each member when it has enough or has failed, before the others go on.
         seed: Of the random order.
     """
@@ -90,6 +92,7 @@ def measure_group(
         if member.failure:
             on_done(member)
     active = [member for member in members if not member.failure]
+    since = len(anchor.blocks) if anchor else 0
     for turn in itertools.count(1):
         if not active:
             return
@@ -97,7 +100,9 @@ def measure_group(
         measure = functools.partial(_measure, turn=turn, on_block=on_block)
         for member in order.sample(crowd, len(crowd)):
             _try(member, measure)
+        slow = slow_rounds(anchor.blocks, since) if anchor else frozenset()
         for member in active:
+            member.blocks = review(member.blocks, slow)
             member.stop_reason = why_stop(member.timing(limits), limits)
             if member.stop_reason or member.failure:
                 on_done(member)
@@ -128,7 +133,8 @@ def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None
     samples = member.worker.ask("block", patience_s=BLOCK_PATIENCE_S)
     load = meter.read()
     # Where the system does not tell the load (NaN), the block counts.
-    block = Block(samples_s=samples, foreign_load=load, accepted=not load > FOREIGN_LIMIT, round=turn)
+    cause = FOREIGN_LOAD if load > FOREIGN_LIMIT else ""
+    block = Block(samples_s=samples, foreign_load=load, accepted=not cause, round=turn, rejected_for=cause)
     member.blocks.append(block)
     on_block(member, block)
 

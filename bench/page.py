@@ -7,10 +7,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench import cell
+from bench.records import ANCHOR
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
 
 PROVISIONAL = "*provisional, measured under load*"
 UNCONVERGED = "*(unconverged)*: its fit was cut short to save time; such quality says nothing of the network."
+
+#: What the parts of a run's wall time are called; others go by their own names.
+WORK = {
+    "build": "build (export, compile, load)",
+    "quality": "quality (reference, scoring)",
+    "measuring": "measuring (blocks that count, the anchor)",
+    "rejected": "measuring (rejected blocks)",
+    "other": "other (imports, processes, records)",
+}
 
 NOTES = """\
 ## What the columns mean
@@ -38,7 +48,7 @@ def render_page(report: Report, picture: str | None) -> str:
     for place, rows in group_by_place(report.rows.values()).items():
         parts.append(f"## {place[0]} ({cell.machine(place)})")
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
-    parts += [NOTES, _measured(report), *_selftest(report)]
+    parts += [NOTES, _measured(report), *_selftest(report), *_breakdown(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -172,9 +182,11 @@ def _measured(report: Report) -> str:
         lines.append(f"- The anchor, one case measured among every group, took {drift} from group to group.")
     blocks = [block for record in records if record.timing for block in record.timing.blocks]
     if blocks:
-        rejected = sum(not block.accepted for block in blocks)
-        share = f"{100 * rejected / len(blocks):.1f} %"
-        lines.append(f"- {rejected} of {len(blocks)} blocks ({share}) were rejected because of other people's work.")
+        rejected = [block for block in blocks if not block.accepted]
+        slow = sum(block.rejected_for == ANCHOR for block in rejected)
+        share = f"{100 * len(rejected) / len(blocks):.1f} %"
+        cause = f": {len(rejected) - slow} for foreign load, {slow} because the anchor was slow" if rejected else ""
+        lines.append(f"- {len(rejected)} of {len(blocks)} blocks ({share}) were rejected{cause}.")
     return "\n".join(["## How this run went", *lines]) if lines else ""
 
 
@@ -200,6 +212,17 @@ def _selftest(report: Report) -> list[str]:
         spoilt = f"{test['contended']:.0%} of its blocks"
         lines.append(f"- Other work spoilt {spoilt}: these times say nothing of the harness.")
     return ["\n".join([lines[0], "", *lines[1:]])]
+
+
+def _breakdown(report: Report) -> list[str]:
+    """Return the section on where the wall time went; none where the run does not say."""
+    spent_s = report.breakdown_s
+    total_s = sum(spent_s.values())
+    if not total_s > 0:
+        return []
+    lines = [[WORK.get(part, part), f"{time_s:.1f}", f"{time_s / total_s:.0%}"] for part, time_s in spent_s.items()]
+    table = markdown_table(["part", "seconds", "share"], [*lines, ["all", f"{total_s:.1f}", ""]], ["seconds", "share"])
+    return [f"## Where the time went\n\n{table}"]
 
 
 def _ratio(interval: Mapping[str, float | None]) -> str:

@@ -228,7 +228,7 @@ def test_page_labels_unconverged_networks(tmp_path: Path) -> None:
 def test_page_counts_rejected_blocks(tmp_path: Path) -> None:
     text = page(tmp_path, make_record(make_case(), timing=make_timing([[0.01]] * 8, rejected=[0, 1])))
 
-    assert "- 2 of 8 blocks (25.0 %) were rejected" in text
+    assert "- 2 of 8 blocks (25.0 %) were rejected: 2 for foreign load, 0 because the anchor was slow" in text
 
 
 def test_page_names_the_images_behind_the_quality(tmp_path: Path) -> None:
