@@ -180,6 +180,8 @@ def _measured(report: Report) -> str:
     if anchors := report.anchor.values():
         drift = f"{1e3 * min(anchors):.3g} to {1e3 * max(anchors):.3g} ms"
         lines.append(f"- The anchor, one case measured among every group, took {drift} from group to group.")
+    if failure := report.fact("anchor_failure"):
+        lines.append(f"- **The anchor failed**, and judged no round after that: {_one_line(failure)}")
     blocks = [block for record in records if record.timing for block in record.timing.blocks]
     if blocks:
         rejected = [block for block in blocks if not block.accepted]
