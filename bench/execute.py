@@ -174,7 +174,7 @@ class Execution:
                 on_block=self._keep_block(name),
                 on_done=lambda member: self._record(member, crews[member.case.worker_key]),
             )
-            lost_s = sum(sum(block.samples_s) for member in members for block in member.blocks if not block.accepted)
+            lost_s = sum(member.rejected_s for member in members)
             self._oversight.timetable.move("measuring", "rejected", lost_s)
 
     def _find_anchor(self, case: Case) -> Member | None:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.measure import FOREIGN_LIMIT, LoadMeter
+from bench.measure import FOREIGN_LIMIT, LoadMeter, stopwatch
 from bench.process import Worker, WorkerError
 from bench.quiet import review, slow_rounds
 from bench.records import FOREIGN_LOAD, Block, Case, Timing
@@ -41,15 +41,25 @@ class Limits:
 
 @dataclass(kw_only=True, slots=True)
 class Member:
-    """A case of the group and what has been measured of it so far."""
+    """A case of the group and what has been measured of it so far.
+
+    Attributes:
+        walls_s: Wall time of each block, discarded calls included [s].
+    """
 
     case: Case
     worker: Worker
     warmup_blocks: int = 0
     settled: bool = False
     blocks: list[Block] = field(default_factory=list)
+    walls_s: list[float] = field(default_factory=list)
     stop_reason: str = ""
     failure: str = ""
+
+    @property
+    def rejected_s(self) -> float:
+        """Return the wall time of the blocks that do not count [s]."""
+        return sum(wall_s for block, wall_s in zip(self.blocks, self.walls_s, strict=True) if not block.accepted)
 
     def timing(self, limits: Limits) -> Timing:
         """Return the raw samples with how they came about."""
@@ -130,12 +140,14 @@ def _warm_up(member: Member) -> None:
 def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None]) -> None:
     # Only the member at work is ours: a neighbour whose pool still spins disturbs like a stranger.
     meter = LoadMeter([member.worker.pid], member.case.threads)
+    elapsed = stopwatch()
     samples = member.worker.ask("block", patience_s=BLOCK_PATIENCE_S)
-    load = meter.read()
+    wall_s, load = elapsed(), meter.read()
     # Where the system does not tell the load (NaN), the block counts.
     cause = FOREIGN_LOAD if load > FOREIGN_LIMIT else ""
     block = Block(samples_s=samples, foreign_load=load, accepted=not cause, round=turn, rejected_for=cause)
     member.blocks.append(block)
+    member.walls_s.append(wall_s)
     on_block(member, block)
 
 

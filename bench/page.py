@@ -42,7 +42,9 @@ def render_page(report: Report, picture: str | None) -> str:
         report: What to tell.
         picture: Name of the picture's file in the same folder; None where nothing was drawn.
     """
-    parts = [f"# {report.fact('run') or report.folder.name}: accuracy and latency", facts(report)]
+    parts = [f"# {report.fact('run') or report.folder.name}: accuracy and latency"]
+    parts += [f"**{text}**" for text in [reservation(report)] if text]
+    parts.append(facts(report))
     if picture:
         parts.append(f"![Quality against latency, one panel a task and batch size]({picture})")
     for place, rows in group_by_place(report.rows.values()).items():
@@ -50,6 +52,16 @@ def render_page(report: Report, picture: str | None) -> str:
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
     parts += [NOTES, _measured(report), *_selftest(report), *_breakdown(report)]
     return "\n\n".join(parts) + "\n"
+
+
+def reservation(report: Report) -> str:
+    """Return in a sentence or two that no timed row of *report* is valid; empty if one is, or none was timed."""
+    verdicts = Counter(row.record.validity for row in report.rows.values() if row.record.timing)
+    if not verdicts or "valid" in verdicts:
+        return ""
+    why = ", ".join(f"{number} {validity}" for validity, number in verdicts.most_common())
+    cause = ", measured under load" if verdicts["contended"] else ""
+    return f"Provisional{cause}: no row is valid ({why}). Do not rely on these times; run it again on a quiet machine."
 
 
 def facts(report: Report) -> str:

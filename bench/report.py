@@ -76,6 +76,8 @@ def print_tables(report: Report, console: Console) -> None:
         for status, count in counts.items():
             if count:
                 console.print(f"{place[0]}: {count} {status}; see report.md for the reason")
+    if text := page.reservation(report):
+        console.print(text)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -264,3 +265,12 @@ def test_a_quiet_machine_loses_few_blocks_to_the_noise_of_its_anchor(noise: floa
     ]
 
     assert len(slow_rounds(anchor, 0)) / len(anchor) <= most
+
+
+def test_the_wall_time_of_rejected_blocks_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("bench.interleave.stopwatch", lambda: lambda: float(next(clock)))
+
+    (member,) = measure_in(lambda turn: 1.4 if turn == 3 else 1.0)
+
+    assert member.rejected_s == member.walls_s[2] > 0

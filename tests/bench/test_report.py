@@ -251,6 +251,20 @@ def test_page_tells_how_far_the_anchor_drifted(tmp_path: Path) -> None:
     assert "took 8 to 9 ms from group to group" in (run / "report.md").read_text(encoding="utf-8")
 
 
+def test_page_and_terminal_begin_and_end_with_the_warning_that_no_row_is_valid(tmp_path: Path) -> None:
+    text = page(tmp_path, ok("eager", 0.01, 0.98, validity="contended"), ok("onnx", 0.01, 0.98, validity="unstable"))
+    stream = io.StringIO()
+    print_tables(build_report(tmp_path), Console(file=stream, width=200))
+
+    warning = "Provisional, measured under load: no row is valid (1 contended, 1 unstable)."
+    assert text.split("\n\n")[1].startswith(f"**{warning}")
+    assert stream.getvalue().splitlines()[-1].startswith(warning)
+
+
+def test_one_valid_row_needs_no_warning(tmp_path: Path) -> None:
+    assert "no row is valid" not in page(tmp_path, ok("eager", 0.01, 0.98), ok("onnx", 1.0, 0.9, validity="contended"))
+
+
 def test_page_shows_where_the_time_went(tmp_path: Path) -> None:
     run = write_run(tmp_path, [ok("eager", 0.01, 0.98)])
     parts = {"fit": 30.0, "build": 9.96, "scenario": 0.04, "other": 0.0}

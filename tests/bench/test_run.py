@@ -266,6 +266,7 @@ def test_under_foreign_load_a_run_ends_and_says_so(bench: Bench) -> None:
     assert record.timing is not None
     assert {block.rejected_for for block in record.timing.blocks if not block.accepted} >= {"foreign_load"}
     page = (bench.cwd / "loaded" / "report.md").read_text(encoding="utf-8")
+    assert "**Provisional, measured under load: no row is valid (1 contended)." in page
     assert "Frontier at batch 1: *provisional, measured under load*; of 1 rows, 1 are not valid (1 contended)." in page
 
 
