@@ -147,7 +147,7 @@ def test_the_parts_of_a_run_add_up_to_its_wall_time(
     parts = facts["breakdown_s"]
     assert sum(parts.values()) == pytest.approx(facts["wall_s"])
     assert {"self-test", "build", "quality", "warm-up", "measuring", "report", "other"} <= parts.keys()
-    assert parts["quality"] > 10  # the hung scoring; another one beside it takes half of the wall time
+    assert parts["quality"] >= 20  # the hung scoring had all of its limit, and nothing else to share it with
     assert "## Where the time went" in (bench.cwd / "planted" / "report.md").read_text(encoding="utf-8")
 
 
