@@ -8,12 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench.parity import PARITY_IMAGES, worse_of
-from bench.process import Worker, WorkerError
+from bench.process import Oversight, Worker, WorkerError
 from bench.records import Case, Parity, RunRecord
 from bench.worker import Job, Opened, Scored
 
-#: Patience with the scoring of a whole test split, which may be thousands of images one by one [s].
-SCORE_PATIENCE_S = 3600.0
 #: Fewest images on which a session that is timed is compared; the scored one is on `PARITY_IMAGES`.
 COMPARED_IMAGES = 16
 
@@ -29,7 +27,13 @@ class Crew:
     opened: Opened | None = None
 
     def open(self, case: Case) -> str:
-        """Have the session of *case* made, and compared; return what is wrong with it, or an empty string."""
+        """Have the session of *case* made, and compared; return what is wrong with it, or an empty string.
+
+        Where the last batch size has cost the worker its life, a new one makes it: what that one was
+        scored is in its file.
+        """
+        if self.worker.ended:
+            self.worker = self.worker.restarted()
         images = min(max(case.batch_size, COMPARED_IMAGES), PARITY_IMAGES)
         try:
             self.opened = self.worker.ask("open", case.batch_size, case.threads, images)
@@ -53,7 +57,12 @@ class WrongOutputsError(WorkerError):
 
 
 def score_together(
-    jobs: Sequence[Job], *, scored: Mapping[str, RunRecord], with_reference: bool, say: Callable[[str], None]
+    jobs: Sequence[Job],
+    *,
+    scored: Mapping[str, RunRecord],
+    with_reference: bool,
+    say: Callable[[str], None],
+    oversight: Oversight,
 ) -> dict[str, Crew | WorkerError]:
     """Start a worker for each of *jobs*, score it and compare it with the reference; nothing is timed yet.
 
@@ -65,24 +74,25 @@ def score_together(
         scored: Records of an earlier attempt by worker key; such workers are not scored again.
         with_reference: Whether the reference outputs are computed, among the rest; if not, they are there.
         say: Told what begins.
+        oversight: What each worker may take.
 
     Returns:
         By worker key the crew, whose worker the caller closes, or why there is none.
     """
     case = jobs[0].case
     slots, threads = (case.threads, 1) if case.device == "cpu" else (1, case.threads)
-    workers = {job.case.worker_key: Worker(job) for job in jobs}
-    helper = Worker(jobs[0]) if with_reference else None
+    workers = {job.case.worker_key: Worker(job, oversight) for job in jobs}
+    helper = Worker(jobs[0], oversight) if with_reference else None
 
     def compute_reference(helper: Worker) -> None:
         say(f"reference {case.task}/{case.network}")
-        helper.ask("reference", threads, patience_s=SCORE_PATIENCE_S)
+        helper.ask("reference", threads)
 
     def score(job: Job) -> Scored:
         key = job.case.worker_key
         say(f"score {key}")
         workers[key].ask("open", job.case.batch_size, threads, 0)
-        answer: Scored = workers[key].ask("score", patience_s=SCORE_PATIENCE_S)
+        answer: Scored = workers[key].ask("score")
         return answer
 
     with ThreadPoolExecutor(slots) as pool, ExitStack() as abandon:

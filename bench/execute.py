@@ -12,7 +12,7 @@ from bench.crew import Crew, score_together
 from bench.interleave import Limits, Member, measure_group
 from bench.measure import BlockPlan, utc_now
 from bench.plan import PlannedCase, split_sets
-from bench.process import Worker, WorkerError
+from bench.process import Oversight, Worker, WorkerError
 from bench.provision import Provision
 from bench.records import Block, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
@@ -47,13 +47,21 @@ class Execution:
         sizes: How much is measured.
         workdir: Folder of exported files.
         fingerprint: Of the machine and thread count.
+        oversight: What each worker may take.
     """
 
     def __init__(
-        self, folder: RunFolder, provision: Provision, sizes: Sizes, *, workdir: Path, fingerprint: str
+        self,
+        folder: RunFolder,
+        provision: Provision,
+        sizes: Sizes,
+        *,
+        workdir: Path,
+        fingerprint: str,
+        oversight: Oversight,
     ) -> None:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
-        self._fingerprint = fingerprint
+        self._fingerprint, self._oversight = fingerprint, oversight
         self._anchor: Member | None = None
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
@@ -87,7 +95,8 @@ class Execution:
             return
         self._line.say("self-test")
         try:
-            facts = to_facts(run_selftest(self._job(ready[0])))
+            with self._oversight.timetable.spend("self-test"):
+                facts = to_facts(run_selftest(self._job(ready[0])))
         except WorkerError as error:
             facts = {"complaints": [f"it failed: {error}"]}
         self._folder.note({"selftest": facts})
@@ -129,7 +138,9 @@ class Execution:
         for case in cases:
             first.setdefault(case.worker_key, case)
         jobs = [self._job(case) for case in first.values()]
-        answers = score_together(jobs, scored=scored, with_reference=with_reference, say=self._line.say)
+        answers = score_together(
+            jobs, scored=scored, with_reference=with_reference, say=self._line.say, oversight=self._oversight
+        )
         crews = {key: answer for key, answer in answers.items() if isinstance(answer, Crew)}
         try:
             for case in cases:
@@ -163,6 +174,8 @@ class Execution:
                 on_block=self._keep_block(name),
                 on_done=lambda member: self._record(member, crews[member.case.worker_key]),
             )
+            lost_s = sum(member.rejected_s for member in members)
+            self._oversight.timetable.move("measuring", "rejected", lost_s)
 
     def _find_anchor(self, case: Case) -> Member | None:
         """Return the anchor, started at its first use; None if it cannot run."""
@@ -176,7 +189,7 @@ class Execution:
                 variant="anchor",
             )
             job = replace(self._job(case), case=anchor, checkpoint=None, reference=None)
-            self._anchor = Member(case=anchor, worker=Worker(job))
+            self._anchor = Member(case=anchor, worker=Worker(job, self._oversight))
             try:
                 self._anchor.worker.ask("open", 1, anchor.threads, 0)
             except WorkerError as error:

@@ -8,15 +8,17 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.measure import FOREIGN_LIMIT, LoadMeter
+from bench.measure import FOREIGN_LIMIT, LoadMeter, stopwatch
 from bench.process import Worker, WorkerError
-from bench.records import Block, Case, Timing
+from bench.quiet import review, slow_rounds
+from bench.records import FOREIGN_LOAD, Block, Case, Timing
 from bench.statistic import half_width
 
 #: Accepted blocks after which the interval is looked at; looking after every block would stop
 #: too early too often.
 LOOKS = frozenset({8, 12, 16, 24, 32, 48, 64})
-#: Seconds without an answer after which a block's worker is taken for hung.
+#: Seconds without an answer after which a block's worker is taken for hung, unless the limit of a
+#: stage is less: no block is as long as a build or a scoring may be.
 BLOCK_PATIENCE_S = 300.0
 
 
@@ -39,15 +41,25 @@ class Limits:
 
 @dataclass(kw_only=True, slots=True)
 class Member:
-    """A case of the group and what has been measured of it so far."""
+    """A case of the group and what has been measured of it so far.
+
+    Attributes:
+        walls_s: Wall time of each block, discarded calls included [s].
+    """
 
     case: Case
     worker: Worker
     warmup_blocks: int = 0
     settled: bool = False
     blocks: list[Block] = field(default_factory=list)
+    walls_s: list[float] = field(default_factory=list)
     stop_reason: str = ""
     failure: str = ""
+
+    @property
+    def rejected_s(self) -> float:
+        """Return the wall time of the blocks that do not count [s]."""
+        return sum(wall_s for block, wall_s in zip(self.blocks, self.walls_s, strict=True) if not block.accepted)
 
     def timing(self, limits: Limits) -> Timing:
         """Return the raw samples with how they came about."""
@@ -71,14 +83,14 @@ def measure_group(
     """Measure *members* in rounds of one block each, in random order, until each has enough.
 
     The anchor, a case that all groups of a run share, takes part in every round: what moves it
-    moves the machine. Results are left in the members; one whose worker fails gets a `failure`
-    and leaves the group.
+    moves the machine, so the blocks of a round in which it was slow do not count. Results are left
+    in the members; one whose worker fails gets a `failure` and leaves the group.
 
     Args:
         members: Cases of one task and batch size, their sessions open.
         anchor: The shared case; its blocks are counted apart from its timing limits.
         limits: When a case has enough.
-        on_block: Told of each block as it is measured.
+        on_block: Told of each block as it is measured, before the anchor has judged it.
         on_done: Told of each member when it has enough or has failed, before the others go on.
         seed: Of the random order.
     """
@@ -90,6 +102,7 @@ def measure_group(
         if member.failure:
             on_done(member)
     active = [member for member in members if not member.failure]
+    since = len(anchor.blocks) if anchor else 0
     for turn in itertools.count(1):
         if not active:
             return
@@ -97,7 +110,9 @@ def measure_group(
         measure = functools.partial(_measure, turn=turn, on_block=on_block)
         for member in order.sample(crowd, len(crowd)):
             _try(member, measure)
+        slow = slow_rounds(anchor.blocks, since) if anchor else frozenset()
         for member in active:
+            member.blocks = review(member.blocks, slow)
             member.stop_reason = why_stop(member.timing(limits), limits)
             if member.stop_reason or member.failure:
                 on_done(member)
@@ -125,11 +140,14 @@ def _warm_up(member: Member) -> None:
 def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None]) -> None:
     # Only the member at work is ours: a neighbour whose pool still spins disturbs like a stranger.
     meter = LoadMeter([member.worker.pid], member.case.threads)
+    elapsed = stopwatch()
     samples = member.worker.ask("block", patience_s=BLOCK_PATIENCE_S)
-    load = meter.read()
+    wall_s, load = elapsed(), meter.read()
     # Where the system does not tell the load (NaN), the block counts.
-    block = Block(samples_s=samples, foreign_load=load, accepted=not load > FOREIGN_LIMIT, round=turn)
+    cause = FOREIGN_LOAD if load > FOREIGN_LIMIT else ""
+    block = Block(samples_s=samples, foreign_load=load, accepted=not cause, round=turn, rejected_for=cause)
     member.blocks.append(block)
+    member.walls_s.append(wall_s)
     on_block(member, block)
 
 

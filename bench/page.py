@@ -7,10 +7,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench import cell
+from bench.records import ANCHOR
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
 
 PROVISIONAL = "*provisional, measured under load*"
 UNCONVERGED = "*(unconverged)*: its fit was cut short to save time; such quality says nothing of the network."
+
+#: What the parts of a run's wall time are called; others go by their own names.
+WORK = {
+    "build": "build (export, compile, load)",
+    "quality": "quality (reference, scoring)",
+    "measuring": "measuring (blocks that count, the anchor)",
+    "rejected": "measuring (rejected blocks)",
+    "other": "other (imports, processes, records)",
+}
 
 NOTES = """\
 ## What the columns mean
@@ -32,14 +42,26 @@ def render_page(report: Report, picture: str | None) -> str:
         report: What to tell.
         picture: Name of the picture's file in the same folder; None where nothing was drawn.
     """
-    parts = [f"# {report.fact('run') or report.folder.name}: accuracy and latency", facts(report)]
+    parts = [f"# {report.fact('run') or report.folder.name}: accuracy and latency"]
+    parts += [f"**{text}**" for text in [reservation(report)] if text]
+    parts.append(facts(report))
     if picture:
         parts.append(f"![Quality against latency, one panel a task and batch size]({picture})")
     for place, rows in group_by_place(report.rows.values()).items():
         parts.append(f"## {place[0]} ({cell.machine(place)})")
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
-    parts += [NOTES, _measured(report), *_selftest(report)]
+    parts += [NOTES, _measured(report), *_selftest(report), *_breakdown(report)]
     return "\n\n".join(parts) + "\n"
+
+
+def reservation(report: Report) -> str:
+    """Return in a sentence or two that no timed row of *report* is valid; empty if one is, or none was timed."""
+    verdicts = Counter(row.record.validity for row in report.rows.values() if row.record.timing)
+    if not verdicts or "valid" in verdicts:
+        return ""
+    why = ", ".join(f"{number} {validity}" for validity, number in verdicts.most_common())
+    cause = ", measured under load" if verdicts["contended"] else ""
+    return f"Provisional{cause}: no row is valid ({why}). Do not rely on these times; run it again on a quiet machine."
 
 
 def facts(report: Report) -> str:
@@ -170,11 +192,15 @@ def _measured(report: Report) -> str:
     if anchors := report.anchor.values():
         drift = f"{1e3 * min(anchors):.3g} to {1e3 * max(anchors):.3g} ms"
         lines.append(f"- The anchor, one case measured among every group, took {drift} from group to group.")
+    if failure := report.fact("anchor_failure"):
+        lines.append(f"- **The anchor failed**, and judged no round after that: {_one_line(failure)}")
     blocks = [block for record in records if record.timing for block in record.timing.blocks]
     if blocks:
-        rejected = sum(not block.accepted for block in blocks)
-        share = f"{100 * rejected / len(blocks):.1f} %"
-        lines.append(f"- {rejected} of {len(blocks)} blocks ({share}) were rejected because of other people's work.")
+        rejected = [block for block in blocks if not block.accepted]
+        slow = sum(block.rejected_for == ANCHOR for block in rejected)
+        share = f"{100 * len(rejected) / len(blocks):.1f} %"
+        cause = f": {len(rejected) - slow} for foreign load, {slow} because the anchor was slow" if rejected else ""
+        lines.append(f"- {len(rejected)} of {len(blocks)} blocks ({share}) were rejected{cause}.")
     return "\n".join(["## How this run went", *lines]) if lines else ""
 
 
@@ -200,6 +226,17 @@ def _selftest(report: Report) -> list[str]:
         spoilt = f"{test['contended']:.0%} of its blocks"
         lines.append(f"- Other work spoilt {spoilt}: these times say nothing of the harness.")
     return ["\n".join([lines[0], "", *lines[1:]])]
+
+
+def _breakdown(report: Report) -> list[str]:
+    """Return the section on where the wall time went; none where the run does not say."""
+    spent_s = report.breakdown_s
+    total_s = sum(spent_s.values())
+    if not total_s > 0:
+        return []
+    lines = [[WORK.get(part, part), f"{time_s:.1f}", f"{time_s / total_s:.0%}"] for part, time_s in spent_s.items()]
+    table = markdown_table(["part", "seconds", "share"], [*lines, ["all", f"{total_s:.1f}", ""]], ["seconds", "share"])
+    return [f"## Where the time went\n\n{table}"]
 
 
 def _ratio(interval: Mapping[str, float | None]) -> str:

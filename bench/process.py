@@ -1,29 +1,67 @@
-"""The parent's handle of a worker process: ask, wait, and tell a failure from a death from a hang."""
+"""The parent's handle of a worker process: ask, wait, and tell a failure from a death, a hang and a leak."""
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
 from typing import Any
 
+import psutil
+
+from bench.measure import stopwatch
+from bench.timetable import OTHER, Timetable
 from bench.worker import Job, serve
 
-#: Seconds without an answer after which a worker is taken for hung.
-PATIENCE_S = 900.0
+#: Seconds between two looks at a worker that is at work.
+WATCH_S = 0.2
+#: Share of the memory available at the start of a run that one worker may use unless told otherwise;
+#: the rest is for the others and for what grows between two looks.
+MEMORY_SHARE = 0.85
+#: Part of the timetable to which a call's time is booked; one that is not named here is a part of its own.
+BOOKED_TO = {
+    "open": "build",
+    "reference": "quality",
+    "score": "quality",
+    "compare": "quality",
+    "warm_up": "warm-up",
+    "block": "measuring",
+    "evidence": OTHER,
+}
 
 
 class WorkerError(RuntimeError):
-    """A worker failed, died or hung; the message is the case's reason."""
+    """A worker failed, died, hung or took too much; the message is the case's reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Oversight:
+    """What a worker may take before it is killed, and where its time is booked.
+
+    Attributes:
+        stage_s: Longest wait for one answer: a build, a scoring, a warm-up, a block [s].
+        memory_bytes: Largest resident set, pages shared with other processes included; memory of a
+            GPU is not in it.
+        timetable: Is told of the wall time of each call.
+    """
+
+    stage_s: float = 600.0
+    memory_bytes: float = math.inf
+    timetable: Timetable = field(default_factory=Timetable)
 
 
 class Worker:
-    """The parent's handle of a worker process; a context manager that ends it."""
+    """The parent's handle of a worker process; who makes it closes it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, oversight: Oversight | None = None) -> None:
         context = _process_context()
-        self.job = job
+        self.job, self._oversight = job, oversight or Oversight()
+        #: Why the process is no more, once a call has found out.
+        self.ended = ""
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, job), daemon=True)
         self._process.start()
@@ -34,23 +72,33 @@ class Worker:
         """Return the process id."""
         return int(self._process.pid or 0)
 
-    def ask(self, name: str, *arguments: object, patience_s: float = PATIENCE_S) -> Any:  # each call has its own type
+    def ask(self, name: str, *arguments: object, patience_s: float = math.inf) -> Any:  # each call has its own type
         """Call method *name* of the worker's `Bench` and return its answer.
 
+        The wait ends after *patience_s* or the stage limit of the oversight, whichever is less.
+
         Raises:
-            WorkerError: If the call failed, the process died, or no answer came in time.
+            WorkerError: If the call failed, the process died or had ended before, no answer came in
+                time, or it used too much memory.
         """
-        try:
-            self._connection.send((name, arguments))
-            if not self._connection.poll(patience_s):
-                self.kill()
-                raise WorkerError(f"hung: no answer to {name} within {patience_s:.0f} s; killed")
-            done, answer = self._connection.recv()
-        except (EOFError, ConnectionError) as error:
-            raise WorkerError(f"the process died in {name}: {self._cause_of_death()}") from error
+        if self.ended:
+            raise WorkerError(self.ended)
+        with self._oversight.timetable.spend(BOOKED_TO.get(name, name)):
+            try:
+                self._connection.send((name, arguments))
+                self._watch(name, min(patience_s, self._oversight.stage_s))
+                done, answer = self._connection.recv()
+            except (EOFError, ConnectionError) as error:
+                self.ended = f"the process died in {name}: {self._cause_of_death()}"
+                raise WorkerError(self.ended) from error
         if not done:
             raise WorkerError(answer)
         return answer
+
+    def restarted(self) -> Worker:
+        """End this process and return the handle of a new one on the same job."""
+        self.close()
+        return Worker(self.job, self._oversight)
 
     def kill(self) -> None:
         """End the process at once."""
@@ -63,6 +111,34 @@ class Worker:
         self._process.join(5)
         self.kill()
 
+    def _watch(self, name: str, patience_s: float) -> None:
+        """Return when an answer is there; kill the process if it takes too long or too much for it.
+
+        The resident set is watched from here rather than limited with ``RLIMIT_AS``: that counts
+        address space, of which CUDA and thread stacks reserve far more than they use.
+        """
+        elapsed, answered = stopwatch(), False
+        while not answered:
+            left_s = patience_s - elapsed()
+            if left_s <= 0:
+                self._end(f"hung: no answer to {name} within {patience_s:.3g} s; killed")
+            answered = self._connection.poll(min(left_s, WATCH_S))
+            # After an answer too: a leak of many short calls would never be seen.
+            if (limit := self._oversight.memory_bytes) < self._resident_bytes():
+                self._end(f"used more than {limit / 2**30:.3g} GiB of memory in {name}; killed")
+
+    def _end(self, reason: str) -> None:
+        self.kill()
+        self.ended = reason
+        raise WorkerError(reason)
+
+    def _resident_bytes(self) -> int:
+        """Return the memory that the process holds; 0 once it is gone."""
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except psutil.NoSuchProcess:
+            return 0
+
     def _cause_of_death(self) -> str:
         self._process.join(10)
         code = self._process.exitcode
@@ -70,6 +146,18 @@ class Worker:
             name = signal.Signals(-code).name
             return f"{name} (out of memory?)" if name == "SIGKILL" else name
         return f"exit code {code}"
+
+
+def default_memory_limit() -> float:
+    """Return `MEMORY_SHARE` of the memory that is available now, to this machine and to its container [B]."""
+    available = float(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")  # version 2; where a container sees its own group
+    try:
+        most, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        available = min(available, float(most) - float(used))  # float("max") is refused below
+    except (OSError, ValueError):  # no such group, or one without a limit
+        pass
+    return MEMORY_SHARE * available
 
 
 def _process_context() -> ForkServerContext | SpawnContext:

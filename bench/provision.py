@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.timetable import Timetable
 from lensing_models.checkpoint import Card, checkpoint_path, verify_checkpoint
 from lensing_models.checkpoint_index import fetch_weights
 from lensing_models.data.find import find_store
@@ -40,7 +41,14 @@ class Provision:
 
 
 def provide(
-    pairs: Sequence[Pair], *, preset: Preset, data: Path | None, checkpoints: Path | None, device: str, threads: int
+    pairs: Sequence[Pair],
+    *,
+    preset: Preset,
+    data: Path | None,
+    checkpoints: Path | None,
+    device: str,
+    threads: int,
+    timetable: Timetable,
 ) -> Provision:
     """Return data and checkpoints for *pairs*, simulating and fitting what is missing.
 
@@ -52,12 +60,14 @@ def provide(
             published ones, and the cache for the rest.
         device: Where to fit.
         threads: CPU threads of the fit.
+        timetable: Is told of the time that data and fits take.
 
     Raises:
         ValueError: If given data or a given checkpoint is damaged or is for another task.
     """
     tasks = {task.name: task for task, _ in pairs}
-    stores = {name: find_store(task, data, preset) for name, task in tasks.items()}
+    with timetable.spend("data"):
+        stores = {name: find_store(task, data, preset) for name, task in tasks.items()}
     folder = checkpoints or CACHE / "checkpoints" / preset.name
     given = [checkpoints] if checkpoints else [PUBLISHED]
     found = {pair_key(pair): find_checkpoint(pair, given) for pair in pairs}
@@ -66,7 +76,8 @@ def provide(
         found = {key: found[key] or cached[key] for key in found}
     missing = [pair for pair in pairs if found[pair_key(pair)] is None]
     if missing:
-        fit_missing(missing, preset=preset, data=data, folder=folder, device=device, threads=threads)
+        with timetable.spend("fit"):
+            fit_missing(missing, preset=preset, data=data, folder=folder, device=device, threads=threads)
         found.update({pair_key(pair): find_checkpoint(pair, [folder]) for pair in missing})
     return Provision(stores=stores, checkpoints={key: entry for key, entry in found.items() if entry is not None})
 

@@ -16,6 +16,8 @@ from lensing_models.registry import known_architectures
 
 SCHEMA = 1
 Status = Literal["ok", "skipped", "failed"]
+#: Why a block does not count: other people's processes were busy, or the anchor was slow in its round.
+FOREIGN_LOAD, ANCHOR = "foreign_load", "anchor"
 Validity = Literal["valid", "unstable", "throttled", "contended", "fallback", "undersampled", ""]
 Scalar = str | int | float | bool | None
 
@@ -77,14 +79,17 @@ class Block:
         samples_s: Wall time of each timed call, `infer` and `synchronize` together [s].
         foreign_load: Busy time of other people's processes over the block's processor time,
             0 to 1; NaN where the system does not tell.
-        accepted: Whether the foreign load was low enough for the block to count.
+        accepted: Whether the block counts.
         round: Turn of the group in which it was measured.
+        rejected_for: `FOREIGN_LOAD` or `ANCHOR`; empty for one that counts, and in records made before
+            there was a second cause.
     """
 
     samples_s: tuple[float, ...]
     foreign_load: float
     accepted: bool
     round: int
+    rejected_for: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,6 +59,13 @@ def write_report(run_folder: Path) -> list[Path]:
     return _write(build_report(run_folder))
 
 
+def write_page(run_folder: Path) -> None:
+    """Write ``report.md`` of *run_folder* again, beside the picture that is there."""
+    picture = run_folder / "pareto.png"
+    text = page.render_page(build_report(run_folder), picture.name if picture.exists() else None)
+    (run_folder / "report.md").write_text(text, encoding="utf-8")
+
+
 def print_tables(report: Report, console: Console) -> None:
     """Print a compact table of each task to *console*; rows on the frontier stand out."""
     for place, rows in group_by_place(report.rows.values()).items():
@@ -69,6 +76,8 @@ def print_tables(report: Report, console: Console) -> None:
         for status, count in counts.items():
             if count:
                 console.print(f"{place[0]}: {count} {status}; see report.md for the reason")
+    if text := page.reservation(report):
+        console.print(text)
 
 
 def main(argv: Sequence[str]) -> int:

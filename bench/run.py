@@ -44,6 +44,8 @@ def build_parser() -> Parser:
     add("--verify", action="store_true", help="check every case once, untimed")
     add("--time-budget", type=float, metavar="S", help="seconds of timed calls a case; default: the preset's")
     add("--target-ci", type=float, default=0.01, metavar="R", help="relative half-width that ends a case; default 0.01")
+    add("--case-timeout", type=float, metavar="S", help="seconds a stage of a case may take; default: the preset's")
+    add("--memory-limit", type=float, metavar="GIB", help="memory a worker may use; default: 85 %% of what is free")
     add("--threads", type=int, help="CPU threads of every runtime; default: all cores")
     return parser
 
@@ -76,10 +78,14 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     from bench.environment import describe_environment
     from bench.execute import Execution, Sizes
     from bench.interleave import Limits
-    from bench.measure import BlockPlan, stopwatch, utc_now
+    from bench.measure import BlockPlan, utc_now
+    from bench.process import Oversight, default_memory_limit
     from bench.provision import CACHE, pair_key, provide
+    from bench.report import write_page, write_report
     from bench.run_folder import RunFolder, anchor_medians
+    from bench.timetable import Timetable, add_up
 
+    timetable = Timetable()
     preset: Preset = PRESETS[options.preset]
     # Before any runtime starts its pool: OpenMP reads it once.
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -93,7 +99,11 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         limits=Limits(blocks=preset.blocks, most_blocks=preset.most_blocks, case_s=case_s, target_ci=options.target_ci),
         timed=not options.verify,
     )
-    elapsed = stopwatch()
+    oversight = Oversight(
+        stage_s=options.case_timeout or preset.stage_s,
+        memory_bytes=options.memory_limit * 2**30 if options.memory_limit else default_memory_limit(),
+        timetable=timetable,
+    )
     with RunFolder(out, resume=options.resume) as folder:
         command = f"python -m bench.run {shlex.join(argv)}".strip()
         folder.start(environment, {"preset": preset.name, "case_s": case_s, "target_ci": options.target_ci})
@@ -101,6 +111,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             folder.note({"resumed_at": utc_now(), "resumed_by": command})
         else:
             folder.note({"run": out.name, "command": command, "preset": preset.name, "started_at": utc_now()})
+        folder.note({"stage_s": oversight.stage_s, "memory_bytes": oversight.memory_bytes})
         print(f"run folder: {out}", file=sys.stderr)
         runnable = {(planned.case.task, planned.case.network) for planned in sweep.cases if not planned.skip_reason}
         provision = provide(
@@ -110,25 +121,35 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             checkpoints=options.checkpoints,
             device=device,
             threads=threads,
+            timetable=timetable,
         )
         folder.note({"skies": {task: store.sky for task, store in provision.stores.items()}})
         execution = Execution(
-            folder, provision, sizes, workdir=CACHE / "artifacts", fingerprint=environment.fingerprint
+            folder,
+            provision,
+            sizes,
+            workdir=CACHE / "artifacts",
+            fingerprint=environment.fingerprint,
+            oversight=oversight,
         )
         execution.run(sweep.cases)
-        earlier_s = float(str(folder.facts().get("wall_s") or 0)) if options.resume else 0.0
-        folder.note({"wall_s": earlier_s + elapsed(), "finished_at": utc_now(), "anchor": anchor_medians(out)})
+        folder.note({"finished_at": utc_now(), "anchor": anchor_medians(out)})
+        with timetable.spend("report"):
+            write_report(out)
+        spent_s = add_up(folder.breakdown_s() if options.resume else {}, timetable.spent_s())
+        folder.note({"wall_s": sum(spent_s.values()), "breakdown_s": spent_s})
+        # Once more, now that it is known what the report took.
+        write_page(out)
     return tell(out, sweep, strict=options.strict)
 
 
 def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
-    """Write the reports of the run in *out*, print its tables, and return the exit code."""
+    """Print the tables of the run in *out*, and return the exit code."""
     from rich.console import Console
 
     from bench.records import RunRecord, read_lines
-    from bench.report import build_report, print_tables, write_report
+    from bench.report import build_report, print_tables
 
-    write_report(out)
     # In a log there is no width to obey; 80 columns would cut every name.
     print_tables(build_report(out), Console(width=None if sys.stdout.isatty() else 150))
     planned = {planned.case.key for planned in sweep.cases}
@@ -151,6 +172,10 @@ def check_numbers(options: argparse.Namespace) -> None:
     """Raise ValueError for a number out of its range."""
     if options.time_budget is not None and not options.time_budget > 0:
         raise ValueError(f"--time-budget {options.time_budget}: give seconds, more than 0")
+    if options.case_timeout is not None and not options.case_timeout > 0:
+        raise ValueError(f"--case-timeout {options.case_timeout}: give seconds, more than 0")
+    if options.memory_limit is not None and not options.memory_limit > 0:
+        raise ValueError(f"--memory-limit {options.memory_limit}: give GiB, more than 0")
     if not 0 < options.target_ci < 1:
         raise ValueError(f"--target-ci {options.target_ci}: give a fraction between 0 and 1, e.g. 0.01")
     if options.resume and options.out is None:

@@ -100,6 +100,11 @@ class RunFolder:
         path = self.path / "run.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
+    def breakdown_s(self) -> dict[str, float]:
+        """Return the wall time by part of the attempts that came to their end [s]."""
+        spent_s = self.facts().get("breakdown_s")
+        return {str(part): float(time_s) for part, time_s in spent_s.items()} if isinstance(spent_s, dict) else {}
+
     def record(self, record: RunRecord) -> None:
         """Append *record* to ``records.jsonl``."""
         append_line(self.records_file, record)

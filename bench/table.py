@@ -104,6 +104,14 @@ class Report:
             return {}
         return {str(group): float(time) for group, time in times.items() if isinstance(time, int | float)}
 
+    @property
+    def breakdown_s(self) -> dict[str, float]:
+        """Return the wall time of the run by part [s]; empty where it was not recorded."""
+        spent_s = self.about.get("breakdown_s")
+        if not isinstance(spent_s, Mapping):
+            return {}
+        return {str(part): float(time_s) for part, time_s in spent_s.items() if isinstance(time_s, int | float)}
+
 
 def make_rows(records: Iterable[RunRecord]) -> tuple[dict[str, Row], tuple[Frontier, ...]]:
     """Return the rows by case key, in the order given, and the frontiers they make.

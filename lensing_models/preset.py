@@ -30,6 +30,8 @@ class Preset:
         block_calls: Fewest calls in a block.
         discards: Calls thrown away at the start of a block.
         case_s: Seconds of measuring that one case may use; `--time-budget` overrides it.
+        stage_s: Seconds after which one stage of a case (a build, a scoring, a block) is taken for
+            hung; `--case-timeout` overrides it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Preset:
     block_calls: int
     discards: int
     case_s: float
+    stage_s: float
 
     def split_for(self, task: str) -> Split:
         """Return the numbers of images for *task*."""
@@ -66,6 +69,7 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=2,
             discards=1,
             case_s=5.0,
+            stage_s=600.0,
         ),
         Preset(
             name="standard",
@@ -78,6 +82,7 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=5,
             discards=3,
             case_s=30.0,
+            stage_s=1800.0,
         ),
         Preset(
             name="reference",
@@ -97,6 +102,7 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=5,
             discards=3,
             case_s=120.0,
+            stage_s=3600.0,
         ),
     )
 }

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 
 from bench.interleave import Limits, Member, measure_group, why_stop
 from bench.process import WorkerError
-from bench.records import Block, Timing
+from bench.quiet import slow_rounds
+from bench.records import ANCHOR, FOREIGN_LOAD, Block, Timing
+from bench.statistic import judge, latency_p50
 from tests.bench.conftest import make_case
 
 LIMITS = Limits(blocks=8, most_blocks=16, case_s=10.0, target_ci=0.01)
@@ -174,3 +179,98 @@ def test_looks_are_at_least_four_blocks_apart(look: int) -> None:
 
     assert why_stop(timing([0.1] * look), wide) == "target_ci"
     assert why_stop(timing([0.1] * (look + 1)), wide) == ""
+
+
+@dataclass
+class Weather:
+    """Stands for a worker on a machine that is slow in some rounds: its block takes *base_s* times the weather."""
+
+    base_s: float
+    slowness: Callable[[int], float]
+    pid: int = field(default=1)
+    asked: int = 0
+
+    def ask(self, call: str, patience_s: float = 0.0) -> object:
+        if call == "warm_up":
+            return 2, True
+        self.asked += 1
+        return (self.base_s * self.slowness(self.asked),) * 3
+
+
+def measure_in(slowness: Callable[[int], float], limits: Limits = LIMITS, groups: int = 1) -> list[Member]:
+    """Return the one case of each of *groups* that share an anchor, measured in the weather *slowness* by round."""
+    anchor = Member(case=make_case(variant="anchor"), worker=Weather(0.01, slowness))  # type: ignore[arg-type]
+    measured = []
+    for _ in range(groups):
+        worker = Weather(0.1, slowness, asked=anchor.worker.asked)  # type: ignore[attr-defined]
+        measured.append(Member(case=make_case(), worker=worker))  # type: ignore[arg-type]  # its two methods
+        measure_group(measured[-1:], anchor, limits, lambda member, block: None, lambda member: None)
+    return measured
+
+
+def test_a_round_in_which_the_anchor_was_slow_does_not_count() -> None:
+    (member,) = measure_in(lambda turn: 1.4 if turn in (3, 4, 9) else 1.0)
+
+    assert {block.round for block in member.blocks if block.rejected_for == ANCHOR} == {3, 4, 9}
+    assert all(block.accepted == (block.rejected_for == "") for block in member.blocks)
+    assert judge(member.timing(LIMITS), {}, "fp32") == "valid"
+    assert latency_p50(member.timing(LIMITS)).point == pytest.approx(0.1)
+
+
+def test_contention_that_no_counter_shows_makes_a_row_contended_and_never_valid() -> None:
+    quiet, contended = measure_in(lambda turn: 1.0 if turn <= 8 else 1.4, groups=2)
+
+    assert judge(quiet.timing(LIMITS), {}, "fp32") == "valid"
+    assert judge(contended.timing(LIMITS), {}, "fp32") == "contended"
+    assert len(contended.blocks) == 2 * LIMITS.most_blocks
+
+
+def test_an_early_block_is_judged_by_what_is_known_later() -> None:
+    (member,) = measure_in(lambda turn: 1.4 if turn <= 3 else 1.0)
+
+    assert [block.round for block in member.blocks if not block.accepted] == [1, 2, 3]
+
+
+def test_fewer_than_eight_anchor_blocks_reject_nothing() -> None:
+    few = Limits(blocks=4, most_blocks=7, case_s=1e9, target_ci=1e-9)
+
+    (member,) = measure_in(lambda turn: 1.4 if turn > 4 else 1.0, few)
+
+    assert all(block.accepted for block in member.blocks)
+
+
+def test_a_machine_that_stays_slow_is_accepted_in_the_end() -> None:
+    patient = Limits(blocks=8, most_blocks=100, case_s=1e9, target_ci=0.01)
+
+    *_, last = measure_in(lambda turn: 1.0 if turn <= 8 else 1.3, patient, groups=2)
+
+    assert judge(last.timing(patient), {}, "fp32") == "valid"
+    assert all(block.accepted for block in last.blocks)
+
+
+def test_foreign_load_is_a_cause_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.interleave.LoadMeter", Busy)
+
+    (member,) = measure_in(lambda turn: 1.4 if turn % 2 else 1.0)
+
+    assert {block.rejected_for for block in member.blocks} == {FOREIGN_LOAD}
+
+
+@pytest.mark.parametrize(("noise", "most"), [(0.02, 0.001), (0.03, 0.005), (0.05, 0.1)])
+def test_a_quiet_machine_loses_few_blocks_to_the_noise_of_its_anchor(noise: float, most: float) -> None:
+    draw = np.random.default_rng(0)
+    anchor = [
+        Block(samples_s=(float(np.exp(noise * draw.standard_normal())),), foreign_load=0.0, accepted=True, round=turn)
+        for turn in range(2000)
+    ]
+
+    assert len(slow_rounds(anchor, 0)) / len(anchor) <= most
+
+
+def test_the_wall_time_of_rejected_blocks_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("bench.interleave.stopwatch", lambda: lambda: float(next(clock)))
+
+    (member,) = measure_in(lambda turn: 1.4 if turn == 3 else 1.0)
+
+    assert member.rejected_s == member.walls_s[2] > 0

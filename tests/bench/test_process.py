@@ -7,10 +7,11 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.measure import BlockPlan
-from bench.process import Worker, WorkerError
+from bench.process import Oversight, Worker, WorkerError, default_memory_limit
 from bench.worker import Job
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
@@ -88,7 +89,45 @@ def test_a_worker_that_hangs_is_killed(job: Job) -> None:
         os.kill(worker.pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match="hung: no answer to open within 1 s"):
             worker.ask("open", 1, 2, 0, patience_s=1.0)
-        with pytest.raises(WorkerError, match="SIGKILL"):
+        with pytest.raises(WorkerError, match="hung"):  # not the SIGKILL that was ours
             worker.ask("open", 1, 2, 0)
     finally:
         worker.close()
+
+
+def test_no_call_waits_longer_than_the_limit_of_a_stage(job: Job) -> None:
+    worker = Worker(job, Oversight(stage_s=0.5))
+    try:
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match=r"hung: no answer to block within 0.5 s"):
+            worker.ask("block", patience_s=300.0)
+    finally:
+        worker.close()
+
+
+def test_a_worker_that_uses_too_much_memory_is_killed(job: Job) -> None:
+    worker = Worker(job, Oversight(memory_bytes=2**20))
+    try:
+        with pytest.raises(WorkerError, match=r"used more than 0.000977 GiB of memory in open; killed"):
+            worker.ask("open", 1, 2, 0)
+    finally:
+        worker.close()
+
+    assert not psutil.pid_exists(worker.pid)
+
+
+def test_after_its_end_a_worker_is_made_anew(job: Job) -> None:
+    worker = Worker(job)
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError):
+        worker.ask("open", 1, 2, 0)
+
+    again = worker.restarted()
+    try:
+        assert again.ask("open", 1, 2, 0).failure == ""
+    finally:
+        again.close()
+
+
+def test_the_default_memory_limit_leaves_something_to_the_others() -> None:
+    assert 0 < default_memory_limit() < psutil.virtual_memory().total

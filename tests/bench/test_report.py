@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -228,7 +229,7 @@ def test_page_labels_unconverged_networks(tmp_path: Path) -> None:
 def test_page_counts_rejected_blocks(tmp_path: Path) -> None:
     text = page(tmp_path, make_record(make_case(), timing=make_timing([[0.01]] * 8, rejected=[0, 1])))
 
-    assert "- 2 of 8 blocks (25.0 %) were rejected" in text
+    assert "- 2 of 8 blocks (25.0 %) were rejected: 2 for foreign load, 0 because the anchor was slow" in text
 
 
 def test_page_names_the_images_behind_the_quality(tmp_path: Path) -> None:
@@ -248,6 +249,54 @@ def test_page_tells_how_far_the_anchor_drifted(tmp_path: Path) -> None:
     write_report(run)
 
     assert "took 8 to 9 ms from group to group" in (run / "report.md").read_text(encoding="utf-8")
+
+
+def test_page_and_terminal_begin_and_end_with_the_warning_that_no_row_is_valid(tmp_path: Path) -> None:
+    text = page(tmp_path, ok("eager", 0.01, 0.98, validity="contended"), ok("onnx", 0.01, 0.98, validity="unstable"))
+    stream = io.StringIO()
+    print_tables(build_report(tmp_path), Console(file=stream, width=200))
+
+    warning = "Provisional, measured under load: no row is valid (1 contended, 1 unstable)."
+    assert text.split("\n\n")[1].startswith(f"**{warning}")
+    assert stream.getvalue().splitlines()[-1].startswith(warning)
+
+
+def test_one_valid_row_needs_no_warning(tmp_path: Path) -> None:
+    assert "no row is valid" not in page(tmp_path, ok("eager", 0.01, 0.98), ok("onnx", 1.0, 0.9, validity="contended"))
+
+
+def test_page_shows_where_the_time_went(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [ok("eager", 0.01, 0.98)])
+    parts = {"fit": 30.0, "build": 9.96, "scenario": 0.04, "other": 0.0}
+    (run / "run.json").write_text(json.dumps({"breakdown_s": parts}), encoding="utf-8")
+
+    write_report(run)
+
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert text.endswith(
+        "| fit | 30.0 | 75% |\n| build (export, compile, load) | 10.0 | 25% |\n| scenario | 0.0 | 0% |\n"
+        "| other (imports, processes, records) | 0.0 | 0% |\n| all | 40.0 |  |\n"
+    )
+
+
+def test_page_says_that_the_anchor_failed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [ok("eager", 0.01, 0.98)])
+    (run / "run.json").write_text(json.dumps({"anchor_failure": "hung"}), encoding="utf-8")
+
+    write_report(run)
+
+    assert "- **The anchor failed**, and judged no round after that: hung" in (run / "report.md").read_text("utf-8")
+
+
+def test_page_names_the_cause_of_each_rejection(tmp_path: Path) -> None:
+    timing = make_timing([[0.01]] * 8, rejected=[0, 1, 2])
+    slow = dataclasses.replace(timing.blocks[0], rejected_for="anchor")
+
+    text = page(
+        tmp_path, make_record(make_case(), timing=dataclasses.replace(timing, blocks=(slow, *timing.blocks[1:])))
+    )
+
+    assert "3 of 8 blocks (37.5 %) were rejected: 2 for foreign load, 1 because the anchor was slow." in text
 
 
 def test_run_without_facts_is_told_all_the_same(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from lensing_models.preset import Split
 from lensing_models.registry import find_architecture, find_task
 
 ROOT = Path(__file__).resolve().parents[2]
-PLANTED = ("wrong", "nan", "crash", "unbuildable", "fallback")
+PLANTED = ("wrong", "nan", "crash", "unbuildable", "fallback", "shape", "raising", "leak", "hang")
 COLUMNS = (
     "task,architecture,backend,precision,batch_size,device,threads,variant,status,reason,validity,latency_p50_s,"
     "latency_p50_low_s,latency_p50_high_s,throughput_img_s,auc,accuracy,mse,on_frontier"
@@ -87,7 +90,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="module")
 def planted_run(bench: Bench) -> subprocess.CompletedProcess[str]:
     names = ",".join(f"planted_{name}" for name in PLANTED)
-    return bench.run("planted", "--backends", f"eager,{names}", "--precisions", "fp32", "--batch-sizes", "1,2")
+    what = ("--backends", f"eager,{names}", "--precisions", "fp32", "--batch-sizes", "1,2")
+    # One thread: two that wait for each other are slow beyond any limit where something else works too.
+    # The leak takes a quarter of a GiB a call; no eager worker comes near the limit.
+    return bench.run("planted", *what, "--threads", "1", "--case-timeout", "20", "--memory-limit", "1.5")
 
 
 def by_backend(records: list[RunRecord], backend: str) -> list[RunRecord]:
@@ -108,6 +114,10 @@ def test_a_failed_case_exits_with_1_and_keeps_every_row(
         ("nan", "not finite"),
         ("crash", "SIGSEGV"),
         ("unbuildable", "the planted builder never builds"),
+        ("shape", "outputs are (42, 2) for 42 labels, not (42, 3)"),
+        ("raising", "RuntimeError: the planted kernel never runs"),
+        ("leak", "used more than 1.5 GiB of memory in score; killed"),
+        ("hang", "hung: no answer to score within 20 s; killed"),
     ],
 )
 def test_a_planted_fault_fails_and_is_never_timed(
@@ -117,6 +127,27 @@ def test_a_planted_fault_fails_and_is_never_timed(
 
     assert {record.status for record in records} == {"failed"}
     assert all(reason in record.reason and record.timing is None for record in records)
+
+
+def test_what_is_not_faulty_is_measured_all_the_same(
+    bench: Bench, planted_run: subprocess.CompletedProcess[str]
+) -> None:
+    records = by_backend(bench.records("planted"), "eager")
+
+    assert [record.status for record in records] == ["ok", "ok"]
+    assert all(record.timing for record in records)
+
+
+def test_the_parts_of_a_run_add_up_to_its_wall_time(
+    bench: Bench, planted_run: subprocess.CompletedProcess[str]
+) -> None:
+    facts = json.loads((bench.cwd / "planted" / "run.json").read_text(encoding="utf-8"))
+
+    parts = facts["breakdown_s"]
+    assert sum(parts.values()) == pytest.approx(facts["wall_s"])
+    assert {"self-test", "build", "quality", "warm-up", "measuring", "report", "other"} <= parts.keys()
+    assert parts["quality"] >= 20  # the hung scoring had all of its limit, and nothing else to share it with
+    assert "## Where the time went" in (bench.cwd / "planted" / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_silent_fallback_is_ok_but_not_valid(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
@@ -213,6 +244,31 @@ def test_a_killed_run_is_completed_and_nothing_measured_twice(bench: Bench) -> N
     assert len(after) == 8
 
 
+@contextmanager
+def a_hog() -> Iterator[None]:
+    """Keep one core busy with nothing."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_under_foreign_load_a_run_ends_and_says_so(bench: Bench) -> None:
+    with a_hog():
+        answer = bench.run("loaded", "--backends", "eager", "--precisions", "fp32", "--batch-sizes", "1", "--threads=1")
+
+    (record,) = bench.records("loaded")
+    assert answer.returncode == 0, answer.stderr
+    assert record.validity == "contended"
+    assert record.timing is not None
+    assert {block.rejected_for for block in record.timing.blocks if not block.accepted} >= {"foreign_load"}
+    page = (bench.cwd / "loaded" / "report.md").read_text(encoding="utf-8")
+    assert "**Provisional, measured under load: no row is valid (1 contended)." in page
+    assert "Frontier at batch 1: *provisional, measured under load*; of 1 rows, 1 are not valid (1 contended)." in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -225,6 +281,8 @@ def test_a_killed_run_is_completed_and_nothing_measured_twice(bench: Bench) -> N
         (("--threads", "two"), "invalid int"),
         (("--time-budget", "-1"), "more than 0"),
         (("--target-ci", "5"), "between 0 and 1"),
+        (("--case-timeout", "0"), "more than 0"),
+        (("--memory-limit", "-1"), "more than 0"),
         (("--resume",), "nothing to resume"),
         (("--out", "/dev/null/run"), "cannot write to --out"),
         (("--data", "nowhere"), "manifest.json"),

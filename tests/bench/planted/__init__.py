@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
     from lensing_models.network import LensNetwork
+
+
+#: A leak is of this many bytes a call, and ends by itself should nobody end it.
+LEAK_BYTES, MOST_LEAKS = 2**28, 24
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,17 @@ class Planted:
 class PlantedSession(LocalSession):
     def __init__(self, network: LensNetwork, fault: str) -> None:
         self._network, self._fault = network, fault
+        self._leaked: list[torch.Tensor] = []
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
         import torch
+
+        if self._fault == "planted_hang":
+            time.sleep(3600)
+        if self._fault == "planted_raising":
+            raise RuntimeError("the planted kernel\nnever runs")
+        if self._fault == "planted_leak" and len(self._leaked) < MOST_LEAKS:
+            self._leaked.append(torch.ones(LEAK_BYTES, dtype=torch.uint8))
 
         with torch.no_grad():
             outputs: torch.Tensor = self._network(images)
@@ -50,6 +63,8 @@ class PlantedSession(LocalSession):
             os.kill(os.getpid(), signal.SIGSEGV)
         if self._fault == "planted_nan":
             outputs[0, 0] = float("nan")
+        if self._fault == "planted_shape":
+            outputs = outputs[:, :-1]
         if self._fault == "planted_wrong":
             outputs = outputs + 0.01 * outputs.abs().max()
         return outputs
