@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,11 +27,18 @@ class Crew:
     quality: Mapping[str, float]
     quality_images: int
     parity: Parity | None
+    build_s: float = math.nan
+    artifact_cached: bool | None = None
     opened: Opened | None = None
 
     def open(self, case: Case) -> str:
-        """Have the session of *case* made, and compared; return what is wrong with it, or an empty string."""
-        images = min(max(case.batch_size, COMPARED_IMAGES), PARITY_IMAGES)
+        """Have the session of *case* made by a fresh process, and compared; return what is wrong with it, if anything.
+
+        Fresh, so that its first call is the first of a process, and its memory nobody else's.
+        """
+        images = compared_images(case)
+        self.worker.close()
+        self.worker = Worker(self.worker.job)
         try:
             self.opened = self.worker.ask("open", case.batch_size, case.threads, images)
         except WorkerError as error:
@@ -42,6 +50,11 @@ class Crew:
     def worst_parity(self) -> Parity | None:
         """Return the larger error of the scored session and of the one that is open."""
         return worse_of(self.parity, self.opened.parity if self.opened else None)
+
+
+def compared_images(case: Case) -> int:
+    """Return the number of test images on which a session that is timed is compared."""
+    return min(max(case.batch_size, COMPARED_IMAGES), PARITY_IMAGES)
 
 
 class WrongOutputsError(WorkerError):
@@ -122,9 +135,24 @@ def _crew_of(worker: Worker, future: Future[Scored]) -> Crew:
     parity, failure = worker.ask("compare")
     if failure:
         raise WrongOutputsError(failure, parity)
-    return Crew(worker=worker, quality=answer.quality, quality_images=answer.images, parity=parity)
+    return Crew(
+        worker=worker,
+        quality=answer.quality,
+        quality_images=answer.images,
+        parity=parity,
+        build_s=answer.build_s,
+        artifact_cached=answer.artifact_cached,
+    )
 
 
 def _crew_of_earlier(worker: Worker, record: RunRecord) -> Crew:
     """Return the crew of a *worker* whose network was scored by an earlier attempt."""
-    return Crew(worker=worker, quality=record.quality, quality_images=record.quality_images, parity=record.parity)
+    known = record.measurement
+    return Crew(
+        worker=worker,
+        quality=record.quality,
+        quality_images=record.quality_images,
+        parity=record.parity,
+        build_s=known.build_s if known else math.nan,
+        artifact_cached=known.artifact_cached if known else None,
+    )

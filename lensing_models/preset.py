@@ -30,6 +30,9 @@ class Preset:
         block_calls: Fewest calls in a block.
         discards: Calls thrown away at the start of a block.
         case_s: Seconds of measuring that one case may use; `--time-budget` overrides it.
+        samples: Samples that a case collects as long as its time permits, for the tail of its latency.
+        saturated_share: Share of blocks and seconds that saturated throughput gets on top of them.
+        end_to_end_calls: Timed calls from the store to the answers, in a tenth of `case_s` at most.
     """
 
     name: str
@@ -42,6 +45,9 @@ class Preset:
     block_calls: int
     discards: int
     case_s: float
+    samples: int
+    saturated_share: float
+    end_to_end_calls: int
 
     def split_for(self, task: str) -> Split:
         """Return the numbers of images for *task*."""
@@ -66,6 +72,9 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=2,
             discards=1,
             case_s=5.0,
+            samples=0,
+            saturated_share=0.5,
+            end_to_end_calls=20,
         ),
         Preset(
             name="standard",
@@ -78,6 +87,9 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=5,
             discards=3,
             case_s=30.0,
+            samples=64,  # a p90
+            saturated_share=0.4,
+            end_to_end_calls=50,
         ),
         Preset(
             name="reference",
@@ -97,6 +109,9 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=5,
             discards=3,
             case_s=120.0,
+            samples=662,  # a p99
+            saturated_share=0.25,
+            end_to_end_calls=200,
         ),
     )
 }
