@@ -8,10 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from bench.answer import Opened, Scored
+from bench.largest import Largest
 from bench.parity import PARITY_IMAGES, worse_of
 from bench.process import Worker, WorkerError
-from bench.records import Case, Parity, RunRecord
-from bench.worker import Job, Opened, Scored
+from bench.records import Case, Measurement, Parity, RunRecord, Scalar
+from bench.worker import Job
 
 #: Patience with the scoring of a whole test split, which may be thousands of images one by one [s].
 SCORE_PATIENCE_S = 3600.0
@@ -50,6 +52,27 @@ class Crew:
     def worst_parity(self) -> Parity | None:
         """Return the larger error of the scored session and of the one that is open."""
         return worse_of(self.parity, self.opened.parity if self.opened else None)
+
+    def measurement(
+        self, evidence: Mapping[str, Scalar], input_digest: str, largest: Largest | None = None
+    ) -> Measurement:
+        """Return what is known of the open session beside its timing."""
+        assert self.opened is not None
+        return Measurement(
+            build_s=self.build_s,
+            artifact_bytes=self.opened.artifact_bytes,
+            evidence=evidence,
+            input_digest=input_digest,
+            artifact_cached=self.artifact_cached,
+            load_s=self.opened.prepare_s,
+            first_inference_s=self.opened.first_inference_s,
+            peak_host_bytes=self.opened.host.used_bytes,
+            peak_host_source=self.opened.host.source,
+            peak_device_bytes=self.opened.gpu.used_bytes,
+            peak_device_source=self.opened.gpu.source,
+            largest_batch=largest.batch if largest else None,
+            largest_batch_end=largest.end if largest else "",
+        )
 
 
 def compared_images(case: Case) -> int:

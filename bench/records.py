@@ -160,6 +160,7 @@ class Stages:
         copy_out_s: Outputs into a NumPy array of the caller's own.
         whole_s: From the first to the last of these, by the same clock.
         foreign_load: As of a block, over all these calls.
+        accepted: Whether it was low enough for a block to count.
     """
 
     decode_s: tuple[float, ...]
@@ -169,6 +170,7 @@ class Stages:
     copy_out_s: tuple[float, ...]
     whole_s: tuple[float, ...]
     foreign_load: float
+    accepted: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

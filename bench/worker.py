@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.answer import Opened, Scored
 from bench.control import CONTROL
 from bench.measure import BlockPlan, Clock, stopwatch
-from bench.memory import Peak, PeakMeter, explain
-from bench.records import Case, Measurement, Parity, Scalar
+from bench.memory import PeakMeter, explain
+from bench.records import Case, Parity, Scalar
 from bench.saturate import IN_FLIGHT, Saturation
 
 if TYPE_CHECKING:
@@ -52,34 +52,6 @@ class Job:
     plan: BlockPlan
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    """Answer to `open`: the session of one batch size stands, its outputs have been compared."""
-
-    build_s: float
-    artifact_bytes: int | None
-    parity: Parity | None
-    failure: str
-    artifact_cached: bool | None = None
-    first_inference_s: float | None = None
-    host: Peak = field(default_factory=Peak)
-    gpu: Peak = field(default_factory=Peak)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """Answer to `score`: quality of the outputs on the test split, or what is wrong with them.
-
-    With it comes what the session that was scored, the first of its network, took to build.
-    """
-
-    quality: Mapping[str, float] = field(default_factory=dict)
-    images: int = 0
-    failure: str = ""
-    build_s: float = math.nan
-    artifact_cached: bool | None = None
-
-
 class Bench:
     """The inside of a worker process: one session at a time."""
 
@@ -104,7 +76,7 @@ class Bench:
         self._case = replace(self._job.case, batch_size=batch_size, threads=threads)
         outputs, parity, failure = None, None, ""
         with PeakMeter(self._case.device) as memory:
-            session, build_s = self._prepare(slots=1)
+            session, prepare_s = self._prepare(slots=1)
             first_inference_s = Clock(session, [self._input(0)], self._job.plan).call()
             if compared:
                 outputs = run_through(session, self._images[:compared], self._case)
@@ -113,7 +85,7 @@ class Bench:
             failure = failure or self._disagreement(outputs)
         self._clock = Clock(session, self._inputs(), self._job.plan)
         self._opened = Opened(
-            build_s=build_s,
+            prepare_s=prepare_s,
             artifact_bytes=session.artifact_bytes,
             parity=parity,
             failure=failure,
@@ -172,7 +144,7 @@ class Bench:
         return Scored(
             quality=score(find_task(self._case.task), outputs, labels),
             images=len(outputs),
-            build_s=self._opened.build_s,
+            build_s=self._opened.prepare_s,
             artifact_cached=self._opened.artifact_cached,
         )
 
@@ -322,27 +294,3 @@ def serve(connection: Connection, job: Job) -> None:
             connection.send((False, explain(error)))
         else:
             connection.send((True, answer))
-
-
-def measurement(
-    opened: Opened,
-    evidence: Mapping[str, Scalar],
-    input_digest: str,
-    *,
-    build_s: float,
-    artifact_cached: bool | None,
-) -> Measurement:
-    """Return what is known of a session beside its timing; the last two are of the one that was scored."""
-    return Measurement(
-        build_s=build_s,
-        artifact_bytes=opened.artifact_bytes,
-        evidence=evidence,
-        input_digest=input_digest,
-        artifact_cached=artifact_cached,
-        load_s=opened.build_s,
-        first_inference_s=opened.first_inference_s,
-        peak_host_bytes=opened.host.used_bytes,
-        peak_host_source=opened.host.source,
-        peak_device_bytes=opened.gpu.used_bytes,
-        peak_device_source=opened.gpu.source,
-    )
