@@ -12,7 +12,7 @@ STAGES = ("decode", "preprocess", "copy_in", "compute", "copy_out")
 HEADER = (
     *("network", "backend", "precision", "batch"),
     "end to end p50 [ms]",
-    "decode + scale + copy in + compute + copy out",
+    "its stages [ms]",
     *("build [s]", "load [s]", "first call [ms]", "peak memory [MiB]", "file [MiB]"),
 )
 NUMERIC = HEADER[3:]
@@ -20,8 +20,8 @@ NOTES = """\
 - **saturated**: images per second with two requests in flight, each of a caller of its own, with its 95 % interval;
   ~: by the rules of validity, that of this figure is not `valid`.
 - **end to end**: median wall time from a batch of stored counts on the host to a NumPy array of answers, and the
-  medians of its stages, which need not add up to it: counts to float32, scaling to [0, 1], copy to the device,
-  inference, copy back. ~: other people's work was over the limit of a block meanwhile.
+  medians of its stages, which need not add up to it: counts to float32 + scaling to [0, 1] + copy to the device +
+  inference + copy back. ~: other people's work was over the limit of a block meanwhile.
 - **build**: export, compile and load, where nothing was there already; **load**: the same by a fresh process when the
   file is there; **first call**: the first inference of that process.
 - **peak memory**: the most that loading and inferring took above the level before, on the case's device."""
@@ -60,7 +60,7 @@ def largest_batches(rows: Iterable[Row]) -> list[str]:
 
 def _line(row: Row) -> list[str]:
     case, cost = row.record.case, row.cost
-    stages = [cell.significant(1e3 * cost[f"end_to_end_{name}_s"], 2) for name in STAGES]
+    stages = [_stage(1e3 * cost[f"end_to_end_{name}_s"]) for name in STAGES]
     return [
         *(cell.network(row), cell.runtime(row), case.precision, str(case.batch_size)),
         _doubt(row) + cell.significant(1e3 * cost["end_to_end_p50_s"]),
@@ -71,6 +71,11 @@ def _line(row: Row) -> list[str]:
         cell.significant(cost["peak_memory_bytes"] / 2**20),
         cell.significant(cost["artifact_bytes"] / 2**20),
     ]
+
+
+def _stage(value_ms: float) -> str:
+    """Return the time of a stage [ms]; what takes next to nothing without its digits."""
+    return "<0.01" if value_ms < 0.01 else cell.significant(value_ms, 2)
 
 
 def _doubt(row: Row) -> str:

@@ -39,6 +39,7 @@ class Crew:
         Fresh, so that its first call is the first of a process, and its memory nobody else's.
         """
         images = compared_images(case)
+        self.worker.kill()  # nothing is lost: what was scored lies in a file
         self.worker.close()
         self.worker = Worker(self.worker.job)
         try:

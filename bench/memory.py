@@ -15,11 +15,11 @@ from typing import Any, Self
 import psutil
 
 #: Seconds between two looks where the system keeps no peak of its own.
-LOOK_S = 0.005
+LOOK_S = 0.01
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 #: How torch, ONNX Runtime, OpenVINO, TensorRT, NumPy and the standard library say it.
 OUT_OF_MEMORY = re.compile(
-    r"out ?of ?memory|MemoryError|bad[_ ]alloc|allocate memory|unable to allocate|failed to allocate|alloc.* fail",
+    r"out ?of ?memory|MemoryError|bad[_ ]alloc|(not|n't|unable to|failed to) allocate|alloc\w*[ _]fail",
     re.IGNORECASE,
 )
 

@@ -60,7 +60,7 @@ class Bench:
         self._stack = ExitStack()
         self._session: Session | None = None
         self._opened: Opened | None = None
-        self._clock: Clock | Saturation
+        self._clock: Clock | Saturation | None = None
         self._case = job.case
 
     def open(self, batch_size: int, threads: int, compared: int) -> Opened:
@@ -83,7 +83,6 @@ class Bench:
         if outputs is not None:
             parity, failure = self._hold_against_reference(outputs)
             failure = failure or self._disagreement(outputs)
-        self._clock = Clock(session, self._inputs(), self._job.plan)
         self._opened = Opened(
             prepare_s=prepare_s,
             artifact_bytes=session.artifact_bytes,
@@ -97,7 +96,7 @@ class Bench:
         return self._opened
 
     def saturate(self, compared: int) -> str:
-        """Build the session of the open case anew for `IN_FLIGHT` slots; what is timed from now on has as many callers.
+        """Build the session of the open case anew for `IN_FLIGHT` slots, which are what is timed from now on.
 
         Returns:
             How its outputs for *compared* test images contradict the scored session; empty if they do not.
@@ -114,7 +113,7 @@ class Bench:
         return failure
 
     def end_to_end(self, calls: int, most_s: float) -> tuple[tuple[float, ...], ...]:
-        """Return the samples of each stage and of the whole; see `bench.end_to_end.time_stages`."""
+        """Return the samples of each stage and of the whole [s]; see `bench.end_to_end.time_stages`."""
         from bench.end_to_end import time_stages
         from lensing_models.data.store import open_store
 
@@ -156,11 +155,11 @@ class Bench:
 
     def warm_up(self) -> tuple[int, bool]:
         """Call until the times settle; see `Clock.warm_up`."""
-        return self._clock.warm_up()
+        return self._open_clock().warm_up()
 
     def block(self) -> tuple[float, ...]:
         """Return the samples of one block [s]."""
-        return self._clock.block()
+        return self._open_clock().block()
 
     def evidence(self) -> tuple[Mapping[str, Scalar], str]:
         """Return the session's evidence and the digest of the inputs it was timed on.
@@ -184,7 +183,7 @@ class Bench:
         from bench.backends import known_backends
 
         self._stack.close()
-        self._stack, self._session = ExitStack(), None
+        self._stack, self._session, self._clock = ExitStack(), None, None
         network = load_network(self._job)
         backend = CONTROL if self._case.backend == CONTROL.name else known_backends()[self._case.backend]
         elapsed = stopwatch()
@@ -230,6 +229,11 @@ class Bench:
 
         batch = self._case.batch_size
         return (torch.arange(batch) + turn * batch) % len(self._images)
+
+    def _open_clock(self) -> Clock | Saturation:
+        """Return what times the open session; made late, for a large batch may have no room for the buffers."""
+        self._clock = self._clock or Clock(self._open_session(), self._inputs(), self._job.plan)
+        return self._clock
 
     def _open_session(self) -> Session:
         if self._session is None:
