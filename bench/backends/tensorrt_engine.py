@@ -152,7 +152,8 @@ class TensorRTSession(LocalSession):
 
     def synchronize(self, slot: int | None = None) -> None:
         """Wait for the streams of all slots, or for that of *slot*."""
-        for place in self._slots if slot is None else [self._slots[slot]]:
+        waited: list[Slot] = self._slots if slot is None else [self._slots[slot]]
+        for place in waited:
             place.stream.synchronize()
 
     def evidence(self) -> Mapping[str, Scalar]:
