@@ -157,20 +157,19 @@ class Execution:
                 members.append(Member(case=case, worker=crew.worker))
         found: dict[str, Findings] = {}
 
-        def gather(member: Member) -> None:
+        def finish(member: Member) -> None:
             self._gather(member, crews[member.case.worker_key], found)
 
         if not self._sizes.timed:
             for member in members:
-                gather(member)
+                finish(member)
         elif members:
             self._line.say(f"time {name}: {len(members)} cases in turns")
             keep, limits = self._keep_block, self._sizes.limits
-            measure_group(members, self._find_anchor(cases[0]), limits, on_block=keep(name), on_done=gather)
+            measure_group(members, self._find_anchor(cases[0]), limits, on_block=keep(name), on_done=finish)
             able = [member for member in members if member.case.key in found]
             self._line.say(f"saturate {name}: {len(able)} cases in turns")
-            on_block = keep(f"{name}/throughput")
-            saturate_together(able, found, self._sizes.extras.saturated, on_block)
+            saturate_together(able, found, self._sizes.extras.saturated, keep(f"{name}/throughput"))
         if is_largest and self._sizes.extras.has_largest_batch:
             self._find_largest(crews, members, found)
         for member in members:
@@ -204,7 +203,7 @@ class Execution:
         return keep
 
     def _gather(self, member: Member, crew: Crew, found: dict[str, Findings]) -> None:
-        """Put into *found* what is known of a member whose latency is measured; one that failed is recorded so."""
+        """Put into *found* what is known of a member whose latency was measured; one that failed is recorded so."""
         try:
             if member.failure:
                 raise WorkerError(member.failure)
