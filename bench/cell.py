@@ -31,6 +31,11 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - _magnitude(value))}f}"
 
 
+def with_error(point: float, low: float, high: float) -> str:
+    """Return a value and half its interval, rounded as in `milliseconds`; the plain value without one."""
+    return milliseconds(1e-3 * point, 1e-3 * low, 1e-3 * high)
+
+
 def milliseconds(point_s: float, low_s: float, high_s: float) -> str:
     """Return a latency and its interval in ms, e.g. ``8.53 ± 0.04``; the plain value without one.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, LocalSession
-from bench.measure import busy_wait, prolong
+from bench.measure import busy_wait, prolong, rest
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
@@ -24,12 +26,16 @@ class Truth:
 
     Attributes:
         wait_s: Time that it waits busily [s].
+        rest_s: Time that it leaves the processor to others [s]: two calls at once take no longer than one.
+        is_alone: Whether one call waits for the end of another: two take twice as long as one.
         has_network: Whether it runs the network, eagerly in fp32.
         slowdown: Share of the network's time that it waits busily on top.
         fault: Added to each output, in units of their rms.
     """
 
     wait_s: float = 0.0
+    rest_s: float = 0.0
+    is_alone: bool = False
     has_network: bool = False
     slowdown: float = 0.0
     fault: float = 0.0
@@ -43,6 +49,8 @@ TRUTHS: Mapping[str, Truth] = {
     "wait_5ms_again": Truth(wait_s=5e-3),
     "wait_5ms_slow": Truth(wait_s=5.25e-3),
     "wait_20ms": Truth(wait_s=20e-3),
+    "rest_20ms": Truth(rest_s=20e-3),
+    "rest_20ms_alone": Truth(rest_s=20e-3, is_alone=True),
     "network": Truth(has_network=True),
     "network_again": Truth(has_network=True),
     "network_slow_2": Truth(has_network=True, slowdown=0.02),
@@ -83,12 +91,16 @@ class ControlSession(LocalSession):
         import torch
 
         self._truth, self._inner = truth, inner
+        self._turn = threading.Lock() if truth.is_alone else contextlib.nullcontext()
         self._nothing = torch.zeros(case.batch_size, 1, device=case.device)
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
         """Return the network's outputs, or zeros (B, 1), after the known time."""
         if self._truth.wait_s:
             busy_wait(self._truth.wait_s)
+        if self._truth.rest_s:
+            with self._turn:
+                rest(self._truth.rest_s)
         inner = self._inner
         if inner is None:
             return self._nothing
@@ -102,8 +114,8 @@ class ControlSession(LocalSession):
         return outputs + self._truth.fault * outputs.square().mean().sqrt() if self._truth.fault else outputs
 
     def evidence(self) -> Mapping[str, Scalar]:
-        """Return the precision that is asked for."""
-        return {"precision": "fp32"}
+        """Return the precision that is asked for, and whether calls wait for one another."""
+        return {"precision": "fp32", **({"serialised": True} if self._truth.is_alone else {})}
 
 
 CONTROL = Control()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from bench.answer import Opened, Scored
+from bench.largest import Largest
 from bench.parity import PARITY_IMAGES, worse_of
 from bench.process import Oversight, Worker, WorkerError
-from bench.records import Case, Parity, RunRecord
-from bench.worker import Job, Opened, Scored
+from bench.records import Case, Measurement, Parity, RunRecord, Scalar
+from bench.worker import Job
 
 #: Fewest images on which a session that is timed is compared; the scored one is on `PARITY_IMAGES`.
 COMPARED_IMAGES = 16
@@ -24,17 +27,18 @@ class Crew:
     quality: Mapping[str, float]
     quality_images: int
     parity: Parity | None
+    build_s: float = math.nan
+    artifact_cached: bool | None = None
     opened: Opened | None = None
 
     def open(self, case: Case) -> str:
-        """Have the session of *case* made, and compared; return what is wrong with it, or an empty string.
+        """Have the session of *case* made by a fresh process, and compared; return what is wrong with it, if anything.
 
-        Where the last batch size has cost the worker its life, a new one makes it: what that one was
-        scored is in its file.
+        Fresh, so that its first call is the first of a process, and its memory nobody else's.
         """
-        if self.worker.ended:
-            self.worker = self.worker.restarted()
-        images = min(max(case.batch_size, COMPARED_IMAGES), PARITY_IMAGES)
+        images = compared_images(case)
+        self.worker.kill()  # nothing is lost: what was scored lies in a file
+        self.worker = self.worker.restarted()
         try:
             self.opened = self.worker.ask("open", case.batch_size, case.threads, images)
         except WorkerError as error:
@@ -46,6 +50,32 @@ class Crew:
     def worst_parity(self) -> Parity | None:
         """Return the larger error of the scored session and of the one that is open."""
         return worse_of(self.parity, self.opened.parity if self.opened else None)
+
+    def measurement(
+        self, evidence: Mapping[str, Scalar], input_digest: str, largest: Largest | None = None
+    ) -> Measurement:
+        """Return what is known of the open session beside its timing."""
+        assert self.opened is not None
+        return Measurement(
+            build_s=self.build_s,
+            artifact_bytes=self.opened.artifact_bytes,
+            evidence=evidence,
+            input_digest=input_digest,
+            artifact_cached=self.artifact_cached,
+            load_s=self.opened.prepare_s,
+            first_inference_s=self.opened.first_inference_s,
+            peak_host_bytes=self.opened.host.used_bytes,
+            peak_host_source=self.opened.host.source,
+            peak_device_bytes=self.opened.gpu.used_bytes,
+            peak_device_source=self.opened.gpu.source,
+            largest_batch=largest.batch if largest else None,
+            largest_batch_end=largest.end if largest else "",
+        )
+
+
+def compared_images(case: Case) -> int:
+    """Return the number of test images on which a session that is timed is compared."""
+    return min(max(case.batch_size, COMPARED_IMAGES), PARITY_IMAGES)
 
 
 class WrongOutputsError(WorkerError):
@@ -132,9 +162,24 @@ def _crew_of(worker: Worker, future: Future[Scored]) -> Crew:
     parity, failure = worker.ask("compare")
     if failure:
         raise WrongOutputsError(failure, parity)
-    return Crew(worker=worker, quality=answer.quality, quality_images=answer.images, parity=parity)
+    return Crew(
+        worker=worker,
+        quality=answer.quality,
+        quality_images=answer.images,
+        parity=parity,
+        build_s=answer.build_s,
+        artifact_cached=answer.artifact_cached,
+    )
 
 
 def _crew_of_earlier(worker: Worker, record: RunRecord) -> Crew:
     """Return the crew of a *worker* whose network was scored by an earlier attempt."""
-    return Crew(worker=worker, quality=record.quality, quality_images=record.quality_images, parity=record.parity)
+    known = record.measurement
+    return Crew(
+        worker=worker,
+        quality=record.quality,
+        quality_images=record.quality_images,
+        parity=record.parity,
+        build_s=known.build_s if known else math.nan,
+        artifact_cached=known.artifact_cached if known else None,
+    )

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from bench.backends import known_backends
 from bench.crew import Crew, score_together
+from bench.experiment import Extras, Findings, gather, saturate_together, time_end_to_end
 from bench.interleave import Limits, Member, measure_group
+from bench.largest import find_largest_batch, open_alone
 from bench.measure import BlockPlan, utc_now
 from bench.plan import PlannedCase, split_sets
 from bench.process import Oversight, Worker, WorkerError
@@ -18,7 +20,7 @@ from bench.records import Block, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
 from bench.selftest import run_selftest, to_facts
 from bench.statistic import judge
-from bench.worker import Job, measurement
+from bench.worker import Job
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
 
@@ -31,10 +33,11 @@ ANCHOR_ARCHITECTURE = "mobilenetv3_small"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """How much is measured: block, limits, and whether there is any timing at all."""
+    """How much is measured: block, limits, what beside latency, and whether there is any timing at all."""
 
     block: BlockPlan
     limits: Limits
+    extras: Extras
     timed: bool
 
 
@@ -125,9 +128,11 @@ class Execution:
         for turn, keys in enumerate(names):
             chosen = [case for case in cases if case.worker_key in keys]
             with self._crews(chosen, scored, with_reference=turn == 0) as crews:
-                for size in dict.fromkeys(case.batch_size for case in chosen):
+                sizes = list(dict.fromkeys(case.batch_size for case in chosen))
+                # The largest last: by then its memory is nobody else's.
+                for size in sorted(sizes, key=lambda size: size == max(sizes)):
                     group = [case for case in chosen if case.batch_size == size]
-                    self._run_group(f"{keys[0]}+{len(keys) - 1}/b{size}", group, crews)
+                    self._run_group(f"{keys[0]}+{len(keys) - 1}/b{size}", group, crews, is_largest=size == max(sizes))
 
     @contextmanager
     def _crews(
@@ -151,8 +156,8 @@ class Execution:
             for crew in crews.values():
                 crew.worker.close()
 
-    def _run_group(self, name: str, cases: Sequence[Case], crews: Mapping[str, Crew]) -> None:
-        """Measure one batch size of a set of workers and record its cases."""
+    def _run_group(self, name: str, cases: Sequence[Case], crews: Mapping[str, Crew], *, is_largest: bool) -> None:
+        """Measure one batch size of a set of workers, the largest last, and record its cases."""
         members = []
         for case in cases:
             if (crew := crews.get(case.worker_key)) is None:
@@ -161,21 +166,28 @@ class Execution:
                 self._fail(case, failure, crew.worst_parity)
             else:
                 members.append(Member(case=case, worker=crew.worker))
+        found: dict[str, Findings] = {}
+
+        def finish(member: Member) -> None:
+            self._gather(member, crews[member.case.worker_key], found)
+
         if not self._sizes.timed:
             for member in members:
-                self._record(member, crews[member.case.worker_key])
-            return
-        if members:
+                finish(member)
+        elif members:
             self._line.say(f"time {name}: {len(members)} cases in turns")
-            measure_group(
-                members,
-                self._find_anchor(cases[0]),
-                self._sizes.limits,
-                on_block=self._keep_block(name),
-                on_done=lambda member: self._record(member, crews[member.case.worker_key]),
-            )
+            keep, limits = self._keep_block, self._sizes.limits
+            measure_group(members, self._find_anchor(cases[0]), limits, on_block=keep(name), on_done=finish)
             lost_s = sum(member.rejected_s for member in members)
             self._oversight.timetable.move("measuring", "rejected", lost_s)
+            able = [member for member in members if member.case.key in found]
+            self._line.say(f"saturate {name}: {len(able)} cases in turns")
+            saturate_together(able, found, self._sizes.extras.saturated, keep(f"{name}/throughput"))
+        if is_largest and self._sizes.extras.has_largest_batch:
+            self._find_largest(crews, members, found)
+        for member in members:
+            if findings := found.get(member.case.key):
+                self._record(member, crews[member.case.worker_key], findings)
 
     def _find_anchor(self, case: Case) -> Member | None:
         """Return the anchor, started at its first use; None if it cannot run."""
@@ -203,29 +215,47 @@ class Execution:
 
         return keep
 
-    def _record(self, member: Member, crew: Crew) -> None:
-        """Write the record of a member that was measured, or only checked."""
-        case, failure = member.case, member.failure
-        if not failure:
-            try:
-                evidence, digest = crew.worker.ask("evidence")
-            except WorkerError as error:
-                failure = str(error)
-        if failure:
-            self._fail(case, failure, crew.worst_parity)
+    def _gather(self, member: Member, crew: Crew, found: dict[str, Findings]) -> None:
+        """Put into *found* what is known of a member whose latency was measured; one that failed is recorded so."""
+        try:
+            if member.failure:
+                raise WorkerError(member.failure)
+            findings = gather(member)
+        except WorkerError as error:
+            self._fail(member.case, str(error), crew.worst_parity)
             return
-        assert crew.opened is not None
+        if self._sizes.timed:
+            time_end_to_end(member, findings, self._sizes.extras)
+        found[member.case.key] = findings
+
+    def _find_largest(
+        self, crews: Mapping[str, Crew], members: Sequence[Member], found: Mapping[str, Findings]
+    ) -> None:
+        """Find the largest batch of each member, once their processes have ended."""
+        for crew in crews.values():
+            crew.worker.close()
+        for member in members:
+            findings, opened = found.get(member.case.key), crews[member.case.worker_key].opened
+            if findings and opened:
+                self._line.say(f"largest batch of {member.case.worker_key}")
+                findings.largest = find_largest_batch(self._job(member.case), member.case, opened, open_alone)
+
+    def _record(self, member: Member, crew: Crew, findings: Findings) -> None:
+        """Write the record of a member that was measured, or only checked."""
+        case, evidence = member.case, findings.evidence
         timing = member.timing(self._sizes.limits) if self._sizes.timed else None
         record = replace(
             self._blank(case),
             status="ok",
-            reason=str(evidence.get("fallback") or ""),
+            reason="; ".join([*([str(evidence["fallback"])] if evidence.get("fallback") else []), *findings.remarks]),
             validity=judge(timing, evidence, case.precision) if timing else "",
-            measurement=measurement(crew.opened, evidence, digest),
+            measurement=crew.measurement(evidence, findings.input_digest, findings.largest),
             parity=crew.worst_parity,
             quality=crew.quality,
             quality_images=crew.quality_images,
             timing=timing,
+            throughput_timing=findings.throughput_timing,
+            end_to_end=findings.end_to_end,
         )
         self._folder.record(record)
         self._line.advance(case.key)

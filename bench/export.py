@@ -24,6 +24,8 @@ OPSET = 22
 EXPORT_VERSION = 1
 #: Packages that have a hand in an exported file.
 MAKERS = ("torch", "timm", "onnx", "onnxscript")
+#: By file, whether it was there when this process last asked for it.
+_FOUND: dict[Path, bool] = {}
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -94,6 +96,11 @@ def torchscript_file(network: LensNetwork, workdir: Path, precision: str, device
     return _cached(network, workdir, recipe, ".pt", write)
 
 
+def was_cached(path: Path) -> bool:
+    """Return whether the exported file *path* was there when this process last asked for it."""
+    return _FOUND[path]
+
+
 def _example_shape(network: LensNetwork) -> tuple[int, int, int, int]:
     """Return the shape of two images: a batch of one would be taken for a constant."""
     stem = next(weight for weight in network.backbone.parameters() if weight.dim() == 4)
@@ -108,6 +115,8 @@ def _cached(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write
     ingredients = f"{EXPORT_VERSION} {recipe} {versions} {sizes} {network_digest(network)}"
     key = hashlib.sha256(ingredients.encode()).hexdigest()[:24]
     path, digest = workdir / f"{key}{suffix}", workdir / f"{key}.sha256"
+    # Before the lock: whoever waits for another's export pays for it too.
+    _FOUND[path] = path.exists()
     with FileLock(workdir / f"{key}.lock"):
         if not (path.exists() and digest.exists() and digest.read_text(encoding="ascii") == _file_sha256(path)):
             unfinished = path.with_name(f"{key}.unfinished{suffix}")

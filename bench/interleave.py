@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +32,15 @@ class Limits:
         most_blocks: Blocks after which it ends, whatever the interval.
         case_s: Seconds of timed calls after which it ends; rejected blocks may take as many again.
         target_ci: Half-width of the relative 95 % interval of the p50 at which it ends.
+        samples: Accepted samples before which neither an interval nor a number of blocks ends it:
+            what a percentile of the tail needs. The time does.
     """
 
     blocks: int
     most_blocks: int
     case_s: float
     target_ci: float
+    samples: int = 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,6 +59,7 @@ class Member:
     walls_s: list[float] = field(default_factory=list)
     stop_reason: str = ""
     failure: str = ""
+    experiment: str = "latency"
 
     @property
     def rejected_s(self) -> float:
@@ -64,6 +69,7 @@ class Member:
     def timing(self, limits: Limits) -> Timing:
         """Return the raw samples with how they came about."""
         return Timing(
+            experiment=self.experiment,
             warmup_blocks=self.warmup_blocks,
             settled=self.settled,
             stop_reason=self.stop_reason,
@@ -124,11 +130,15 @@ def why_stop(timing: Timing, limits: Limits) -> str:
     accepted = [block for block in timing.blocks if block.accepted]
     accepted_s = sum(sum(block.samples_s) for block in accepted)
     total_s = sum(sum(block.samples_s) for block in timing.blocks)
-    if len(accepted) >= limits.blocks and len(accepted) in LOOKS and half_width(timing) <= limits.target_ci:
+    samples = sum(len(block.samples_s) for block in accepted)
+    # Blocks of slow calls hold few samples: as many more are measured, until the time is over.
+    most_blocks = max(limits.most_blocks, math.ceil(limits.samples * len(accepted) / max(samples, 1)))
+    is_enough = len(accepted) >= limits.blocks and samples >= limits.samples
+    if is_enough and len(accepted) in LOOKS and half_width(timing) <= limits.target_ci:
         return "target_ci"
     if accepted_s >= limits.case_s or total_s >= 2 * limits.case_s:
         return "time_budget"
-    if len(accepted) >= limits.most_blocks or len(timing.blocks) >= 2 * limits.most_blocks:
+    if len(accepted) >= most_blocks or len(timing.blocks) >= 2 * most_blocks:
         return "most_blocks"
     return ""
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -48,6 +49,23 @@ def busy_wait(duration_s: float) -> None:
     end = time.perf_counter() + duration_s
     while time.perf_counter() < end:
         pass
+
+
+def rest(duration_s: float) -> None:
+    """Leave the processor to others for *duration_s* [s]."""
+    time.sleep(duration_s)
+
+
+def time_chain(steps: Sequence[Callable[[Any], Any]], start: object) -> tuple[float, ...]:  # each feeds the next
+    """Return the wall time of each of *steps*, the first fed *start* and each other what the last returned [s].
+
+    Behind them stands that of the whole, which is measured, not added up.
+    """
+    value, marks = start, [time.perf_counter()]
+    for step in steps:
+        value = step(value)
+        marks.append(time.perf_counter())
+    return (*(later - earlier for earlier, later in itertools.pairwise(marks)), marks[-1] - marks[0])
 
 
 def prolong(work: Callable[[], T], share: float) -> T:

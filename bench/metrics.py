@@ -36,6 +36,36 @@ def _throughput(record: RunRecord) -> float | None:
     return None if record.timing is None else statistic.throughput(record.timing, record.case.batch_size)
 
 
+def _saturated(bound: str) -> Callable[[RunRecord], float | None]:
+    """Return a reader of saturated throughput, or of a *bound* of its interval."""
+
+    def read(record: RunRecord) -> float | None:
+        timing = record.throughput_timing
+        if timing is None:
+            return None
+        value: float = getattr(statistic.throughput_interval(timing, record.case.batch_size), bound)
+        return value
+
+    return read
+
+
+def _stage(name: str) -> Callable[[RunRecord], float | None]:
+    """Return a reader of the median time of one stage of the way through all, or of the whole."""
+    return lambda record: None if record.end_to_end is None else statistic.median(getattr(record.end_to_end, name))
+
+
+def _known(name: str) -> Callable[[RunRecord], float | None]:
+    """Return a reader of the field *name* of a record's measurement."""
+    return lambda record: None if record.measurement is None else getattr(record.measurement, name)
+
+
+def _peak_memory(record: RunRecord) -> float | None:
+    if record.measurement is None:
+        return None
+    on_gpu = record.case.device == "cuda"
+    return record.measurement.peak_device_bytes if on_gpu else record.measurement.peak_host_bytes
+
+
 def _build(record: RunRecord) -> float | None:
     return None if record.measurement is None else record.measurement.build_s
 
@@ -78,6 +108,19 @@ COST_METRICS: tuple[CostMetric, ...] = (
     ),
     CostMetric(name="build_s", unit="s", better="lower", compute=_build),
     CostMetric(name="artifact_bytes", unit="B", better="lower", compute=_artifact),
+    CostMetric(name="throughput_saturated_img_s", unit="img/s", better="higher", compute=_saturated("point")),
+    CostMetric(name="throughput_saturated_low_img_s", unit="img/s", better="higher", compute=_saturated("low")),
+    CostMetric(name="throughput_saturated_high_img_s", unit="img/s", better="higher", compute=_saturated("high")),
+    CostMetric(name="end_to_end_p50_s", unit="s", better="lower", compute=_stage("whole_s")),
+    CostMetric(name="end_to_end_decode_s", unit="s", better="lower", compute=_stage("decode_s")),
+    CostMetric(name="end_to_end_preprocess_s", unit="s", better="lower", compute=_stage("preprocess_s")),
+    CostMetric(name="end_to_end_copy_in_s", unit="s", better="lower", compute=_stage("copy_in_s")),
+    CostMetric(name="end_to_end_compute_s", unit="s", better="lower", compute=_stage("compute_s")),
+    CostMetric(name="end_to_end_copy_out_s", unit="s", better="lower", compute=_stage("copy_out_s")),
+    CostMetric(name="load_s", unit="s", better="lower", compute=_known("load_s")),
+    CostMetric(name="first_inference_s", unit="s", better="lower", compute=_known("first_inference_s")),
+    CostMetric(name="peak_memory_bytes", unit="B", better="lower", compute=_peak_memory),
+    CostMetric(name="largest_batch", unit="images", better="higher", compute=_known("largest_batch")),
 )
 
 

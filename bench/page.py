@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from bench import cell
+from bench import cell, costs
 from bench.records import ANCHOR
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
 
@@ -22,11 +22,12 @@ WORK = {
     "other": "other (imports, processes, records)",
 }
 
-NOTES = """\
+NOTES = f"""\
 ## What the columns mean
 - **latency p50**: median wall time of one call with its 95 % interval, one request in flight and each waited for;
   images and outputs stay on the device. The interval is a t-interval on the logarithms of block medians.
 - **throughput**: images per second of wall time in the same calls; nothing overlaps.
+{costs.NOTES}
 - **validity**: `valid`; `contended`: other people's work spoilt too many blocks; `undersampled`: too few blocks;
   `unstable`: the warm-up never settled, or the interval is wider than ±5 %; `fallback`: the runtime did something
   else than the row says.
@@ -50,7 +51,7 @@ def render_page(report: Report, picture: str | None) -> str:
     for place, rows in group_by_place(report.rows.values()).items():
         parts.append(f"## {place[0]} ({cell.machine(place)})")
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
-    parts += [NOTES, _measured(report), *_selftest(report), *_breakdown(report)]
+    parts += [*_costs_beside_latency(report), NOTES, _measured(report), *_selftest(report), *_breakdown(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,7 +108,7 @@ def _task_table(rows: Sequence[Row]) -> str:
     if not shown:
         return "No case ran."
     names = cell.shown_quality(shown)
-    columns = ["batch", "latency p50 [ms]", "throughput [img/s]", *map(cell.label, names)]
+    columns = ["batch", "latency p50 [ms]", "throughput [img/s]", "saturated [img/s]", *map(cell.label, names)]
     lines = [
         [
             cell.network(row),
@@ -116,13 +117,27 @@ def _task_table(rows: Sequence[Row]) -> str:
             str(row.record.case.batch_size),
             cell.latency(row),
         ]
-        + [cell.significant(row.cost["throughput_img_s"])]
+        + [cell.significant(row.cost["throughput_img_s"]), costs.saturated(row)]
         + [cell.score(name, row.quality(name)) for name in names]
         + [row.record.validity, cell.MARKS[row.frontier_kind]]
         for row in shown
     ]
     table = markdown_table(["network", "backend", "precision", *columns, "validity", "frontier"], lines, columns)
     return "\n\n".join([table, *_reservations(shown)])
+
+
+def _costs_beside_latency(report: Report) -> Iterator[str]:
+    """Yield the heading and, for each task, the table of what its ok rows cost beside latency; nothing without such."""
+    if not costs.has_costs(report.rows.values()):
+        return
+    yield "## Costs beside latency"
+    groups = group_by_place(row for row in report.rows.values() if row.record.status == "ok")
+    for place, rows in groups.items():
+        if len(groups) > 1:
+            yield f"### {place[0]} ({cell.machine(place)})"
+        yield markdown_table(costs.HEADER, costs.lines(rows), costs.NUMERIC)
+        if found := costs.largest_batches(rows):
+            yield "\n".join(found)
 
 
 def _reservations(shown: Sequence[Row]) -> Iterator[str]:

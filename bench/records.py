@@ -76,7 +76,8 @@ class Block:
     """Consecutive timed calls of one case; the unit of the interval.
 
     Attributes:
-        samples_s: Wall time of each timed call, `infer` and `synchronize` together [s].
+        samples_s: Wall time of each timed call, `infer` and `synchronize` together [s]; in a block of
+            throughput, the time from each completion to the next one of any slot.
         foreign_load: Busy time of other people's processes over the block's processor time,
             0 to 1; NaN where the system does not tell.
         accepted: Whether the block counts.
@@ -97,7 +98,8 @@ class Timing:
     """The raw samples of one experiment on one case; statistics are computed on reading.
 
     Attributes:
-        experiment: ``latency`` (one request in flight, each waited for).
+        experiment: ``latency`` (one request in flight, each waited for) or ``throughput`` (two, each
+            of a caller of its own).
         clock: ``host_wall``.
         warmup_blocks: Blocks thrown away until the medians settled.
         settled: Whether they did.
@@ -120,16 +122,60 @@ class Measurement:
     """What else is known of the measured session.
 
     Attributes:
-        build_s: Wall time of `prepare` [s], from network in memory to session.
+        build_s: Wall time of the first `prepare` of all [s], from network in memory to session, by the
+            process that scores; with nothing cached only where `artifact_cached` is false.
         artifact_bytes: Size of the deployed file; None where there is none.
         evidence: Proof of what ran, from the session.
         input_digest: SHA-256 of the rotated input buffers.
+        artifact_cached: Whether the file was there already when `build_s` was measured; None where there is none.
+        load_s: Wall time of `prepare` in a fresh process, the file being there [s].
+        first_inference_s: Wall time of that session's very first call [s].
+        peak_host_bytes: Most resident memory of that process while it loads and infers, less its level before.
+        peak_host_source: Where that was read.
+        peak_device_bytes: The same of the GPU's memory; None without a GPU or without NVML.
+        peak_device_source: Where that was read.
+        largest_batch: Largest batch that ran, of those tried by doubling; None where it was not asked for.
+        largest_batch_end: Why the next one did not run.
     """
 
     build_s: float
     artifact_bytes: int | None
     evidence: Mapping[str, Scalar]
     input_digest: str
+    artifact_cached: bool | None = None
+    load_s: float | None = None
+    first_inference_s: float | None = None
+    peak_host_bytes: int | None = None
+    peak_host_source: str = ""
+    peak_device_bytes: int | None = None
+    peak_device_source: str = ""
+    largest_batch: int | None = None
+    largest_batch_end: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stages:
+    """The way of one batch from the store to its answers, stage by stage; a sample a call [s].
+
+    Attributes:
+        decode_s: Stored values (uint16 counts) to float32 counts.
+        preprocess_s: Counts scaled to [0, 1], on the host.
+        copy_in_s: Images to the device, waited for.
+        compute_s: `infer` and `synchronize`.
+        copy_out_s: Outputs into a NumPy array of the caller's own.
+        whole_s: From the first to the last of these, by the same clock.
+        foreign_load: As of a block, over all these calls.
+        accepted: Whether it was low enough for a block to count.
+    """
+
+    decode_s: tuple[float, ...]
+    preprocess_s: tuple[float, ...]
+    copy_in_s: tuple[float, ...]
+    compute_s: tuple[float, ...]
+    copy_out_s: tuple[float, ...]
+    whole_s: tuple[float, ...]
+    foreign_load: float
+    accepted: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +227,8 @@ class RunRecord:
         converged: Whether the network's fit ran to its end; False for preset ``quick``.
         quality: Metrics through this very session on the whole test split.
         quality_images: Number of those images.
+        throughput_timing: Two requests in flight; None where that was not measured.
+        end_to_end: Host array in, host array out; None where that was not measured.
         environment: Fingerprint; the rest is in ``environment.json``.
     """
 
@@ -202,6 +250,8 @@ class RunRecord:
     primary_metric: str = ""
     timing: Timing | None = None
     environment: str = ""
+    throughput_timing: Timing | None = None
+    end_to_end: Stages | None = None
 
 
 Fact = TypeVar("Fact")

@@ -8,12 +8,16 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.backends import known_backends
 from bench.backends.base import has_nvidia_driver
 from bench.plan import Sweep, expand_sweep, resolve_threads
 from lensing_models.command_line import Parser, run_main
 from lensing_models.preset import PRESETS, Preset
+
+if TYPE_CHECKING:
+    from bench.experiment import Extras
 
 
 def main() -> None:
@@ -46,6 +50,7 @@ def build_parser() -> Parser:
     add("--target-ci", type=float, default=0.01, metavar="R", help="relative half-width that ends a case; default 0.01")
     add("--case-timeout", type=float, metavar="S", help="seconds a stage of a case may take; default: the preset's")
     add("--memory-limit", type=float, metavar="GIB", help="memory a worker may use; default: 85 %% of what is free")
+    add("--find-largest-batch", action="store_true", help="double the batch until a runtime runs out of memory")
     add("--threads", type=int, help="CPU threads of every runtime; default: all cores")
     return parser
 
@@ -96,7 +101,14 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         block=BlockPlan(
             block_s=preset.block_s, calls=preset.block_calls, discards=preset.discards, warmup_s=case_s / 4
         ),
-        limits=Limits(blocks=preset.blocks, most_blocks=preset.most_blocks, case_s=case_s, target_ci=options.target_ci),
+        limits=Limits(
+            blocks=preset.blocks,
+            most_blocks=preset.most_blocks,
+            case_s=case_s,
+            target_ci=options.target_ci,
+            samples=preset.samples,
+        ),
+        extras=choose_extras(preset, case_s, options),
         timed=not options.verify,
     )
     oversight = Oversight(
@@ -141,6 +153,26 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         # Once more, now that it is known what the report took.
         write_page(out)
     return tell(out, sweep, strict=options.strict)
+
+
+def choose_extras(preset: Preset, case_s: float, options: argparse.Namespace) -> Extras:
+    """Return how much *preset* measures beside latency, where a case has *case_s* seconds for that."""
+    from bench.experiment import Extras
+    from bench.interleave import Limits
+
+    most_blocks = max(2, round(preset.saturated_share * preset.most_blocks))
+    saturated = Limits(
+        blocks=min(preset.blocks, most_blocks),
+        most_blocks=most_blocks,
+        case_s=preset.saturated_share * case_s,
+        target_ci=options.target_ci,
+    )
+    return Extras(
+        saturated=saturated,
+        end_to_end_calls=preset.end_to_end_calls,
+        end_to_end_s=case_s / 10,
+        has_largest_batch=options.find_largest_batch,
+    )
 
 
 def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:

@@ -20,6 +20,7 @@ Cell = str | int | float | bool | None
 CASE_COLUMNS = tuple(field.name for field in dataclasses.fields(Case))
 # What stands beside the frontier; the other metrics come behind it.
 FIRST_COSTS = ("latency_p50_s", "latency_p50_low_s", "latency_p50_high_s", "throughput_img_s")
+MEMORY_OF = {"cpu": "host", "cuda": "device"}
 FIRST_QUALITY = ("auc", "accuracy", "mse")
 
 
@@ -59,11 +60,19 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], Cell]]:
         **{name: partial(_timing_fact, name) for name in timing},
         **{name: attrgetter(f"record.{name}") for name in ("backend_version", "checkpoint_sha256", "dataset_digest")},
         "fingerprint": attrgetter("record.environment"),
+        "throughput_saturated_validity": attrgetter("saturated_validity"),
+        **{name: partial(_known, name) for name in ("artifact_cached", "largest_batch_end")},
+        "peak_memory_source": lambda row: _known(f"peak_{MEMORY_OF[row.record.case.device]}_source", row),
     }
 
 
 def _cost(name: str, row: Row) -> Cell:
     return row.cost[name]
+
+
+def _known(name: str, row: Row) -> Cell:
+    value: Cell = getattr(row.record.measurement, name, None)
+    return value
 
 
 def _quality(name: str, row: Row) -> Cell:

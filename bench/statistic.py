@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,11 @@ def block_medians(timing: Timing) -> NDArray[np.float64]:
     return np.array([np.median(block.samples_s) for block in counted_blocks(timing)], dtype=np.float64)
 
 
+def block_means(timing: Timing) -> NDArray[np.float64]:
+    """Return the mean time between completions of each counted block [s], the inverse of its rate."""
+    return np.array([np.mean(block.samples_s) for block in counted_blocks(timing)], dtype=np.float64)
+
+
 def latency_p50(timing: Timing) -> Interval:
     """Return the median latency of a call with its 95 % interval [s].
 
@@ -90,7 +95,10 @@ def latency_ratio(first: Timing, second: Timing) -> Interval:
 
 
 def half_width(timing: Timing) -> float:
-    """Return half the width of the interval of `latency_p50` over its point; NaN where it has none."""
+    """Return half the width of the interval of what *timing* measures over its point; NaN where it has none.
+
+    That is `latency_p50`, or `throughput_interval`.
+    """
     return math.sinh(_log_half_width(timing))
 
 
@@ -111,9 +119,31 @@ def latency_percentile(timing: Timing, percent: int) -> float | None:
 
 
 def throughput(timing: Timing, batch_size: int) -> float:
-    """Return images per second of wall time with one request in flight; NaN without a sample."""
+    """Return images per second of wall time; NaN without a sample.
+
+    With one request in flight the samples are its calls, with more the times between completions:
+    either way there is one a batch, and they add up to the wall time.
+    """
     samples = counted_samples(timing)
     return float(batch_size * samples.size / samples.sum()) if samples.size else math.nan
+
+
+def throughput_interval(timing: Timing, batch_size: int) -> Interval:
+    """Return `throughput` of a timing of that experiment with its 95 % interval [img/s].
+
+    The interval is ``point * exp(+-h)``, h being the half-width of a t-interval on the logarithms
+    of the rates of the blocks.
+
+    Returns:
+        NaN bounds with fewer than two counted blocks; all NaN without a sample.
+    """
+    point, width = throughput(timing, batch_size), _log_half_width(timing)
+    return Interval(point=point, low=point * math.exp(-width), high=point * math.exp(width))
+
+
+def median(samples: Sequence[float]) -> float | None:
+    """Return the median of *samples*; None without one."""
+    return float(np.median(samples)) if len(samples) else None
 
 
 def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Validity:
@@ -140,8 +170,9 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
 
 
 def _log_half_width(timing: Timing) -> float:
-    """Return the half-width of the t-interval on the log block medians; NaN below two blocks."""
-    return _t_half_width(np.log(block_medians(timing)))
+    """Return the half-width of the t-interval on the log block medians, or means; NaN below two blocks."""
+    # Times between completions have two modes where slots end in step: their median says nothing.
+    return _t_half_width(np.log(block_means(timing) if timing.experiment == "throughput" else block_medians(timing)))
 
 
 def _t_half_width(values: NDArray[np.float64]) -> float:

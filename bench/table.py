@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bench.metrics import COST_METRICS, known_cost_metrics
 from bench.pareto import Directed, Point, frontier
-from bench.records import Environment, RunRecord
+from bench.records import Environment, RunRecord, Validity
+from bench.statistic import judge
 from lensing_models.metrics import known_metrics
 from lensing_models.registry import explain_unknown
 
@@ -41,6 +42,17 @@ class Row:
     def on_frontier(self) -> bool | None:
         """Return whether the row is on its latency frontier; None for one that is not ok."""
         return bool(self.frontier_kind) if self.record.status == "ok" else None
+
+    @property
+    def saturated_validity(self) -> Validity:
+        """Return how far the saturated throughput can be trusted; empty where it was not measured."""
+        timing, known, case = self.record.throughput_timing, self.record.measurement, self.record.case
+        if timing is None:
+            return ""
+        facts = known.evidence if known else {}
+        # The session of two requests is another one; what it says otherwise has a name of its own.
+        own = {name: facts.get(f"saturated_{name}", facts.get(name)) for name in ("fallback", "precision")}
+        return judge(timing, {name: fact for name, fact in own.items() if fact is not None}, case.precision)
 
     def quality(self, name: str) -> float:
         """Return a quality metric; NaN where it was not measured."""

@@ -6,14 +6,17 @@ import hashlib
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.answer import Opened, Scored
 from bench.control import CONTROL
 from bench.measure import BlockPlan, Clock, stopwatch
-from bench.records import Case, Measurement, Parity, Scalar
+from bench.memory import PeakMeter, explain
+from bench.records import Case, Parity, Scalar
+from bench.saturate import IN_FLIGHT, Saturation
 
 if TYPE_CHECKING:
     import torch
@@ -49,25 +52,6 @@ class Job:
     plan: BlockPlan
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    """Answer to `open`: the session of one batch size stands, its outputs have been compared."""
-
-    build_s: float
-    artifact_bytes: int | None
-    parity: Parity | None
-    failure: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """Answer to `score`: quality of the outputs on the test split, or what is wrong with them."""
-
-    quality: Mapping[str, float] = field(default_factory=dict)
-    images: int = 0
-    failure: str = ""
-
-
 class Bench:
     """The inside of a worker process: one session at a time."""
 
@@ -75,6 +59,8 @@ class Bench:
         self._job, self._images = job, load_test_images(job.store)
         self._stack = ExitStack()
         self._session: Session | None = None
+        self._opened: Opened | None = None
+        self._clock: Clock | Saturation | None = None
         self._case = job.case
 
     def open(self, batch_size: int, threads: int, compared: int) -> Opened:
@@ -84,26 +70,57 @@ class Bench:
         """
         import torch
 
-        from bench.backends import known_backends
         from bench.parity import run_through
 
-        self._stack.close()
-        self._stack, self._session = ExitStack(), None
         torch.set_num_threads(threads)
         self._case = replace(self._job.case, batch_size=batch_size, threads=threads)
-        network = load_network(self._job)
-        elapsed = stopwatch()
-        backend = CONTROL if self._case.backend == CONTROL.name else known_backends()[self._case.backend]
-        prepared = backend.prepare(network, self._case, self._job.workdir)
-        self._session = self._stack.enter_context(prepared)
-        build_s = elapsed()
-        parity, failure = None, ""
-        if compared:
-            outputs = run_through(self._session, self._images[:compared], self._case)
+        outputs, parity, failure = None, None, ""
+        with PeakMeter(self._case.device) as memory:
+            session, prepare_s = self._prepare(slots=1)
+            first_inference_s = Clock(session, [self._input(0)], self._job.plan).call()
+            if compared:
+                outputs = run_through(session, self._images[:compared], self._case)
+        if outputs is not None:
             parity, failure = self._hold_against_reference(outputs)
             failure = failure or self._disagreement(outputs)
-        self._clock = Clock(self._session, self._inputs(), self._job.plan)
-        return Opened(build_s=build_s, artifact_bytes=self._session.artifact_bytes, parity=parity, failure=failure)
+        self._opened = Opened(
+            prepare_s=prepare_s,
+            artifact_bytes=session.artifact_bytes,
+            parity=parity,
+            failure=failure,
+            artifact_cached=session.artifact_cached,
+            first_inference_s=first_inference_s,
+            host=memory.host,
+            gpu=memory.gpu,
+        )
+        return self._opened
+
+    def saturate(self, compared: int) -> str:
+        """Build the session of the open case anew for `IN_FLIGHT` slots, which are what is timed from now on.
+
+        Returns:
+            How its outputs for *compared* test images contradict the scored session; empty if they do not.
+        """
+        import torch
+
+        from bench.parity import run_through
+
+        # torch gives each caller so many threads; with other runtimes all callers share them.
+        torch.set_num_threads(max(1, self._case.threads // IN_FLIGHT))
+        session, _ = self._prepare(slots=IN_FLIGHT)
+        failure = self._disagreement(run_through(session, self._images[:compared], self._case))
+        self._clock = self._stack.enter_context(Saturation(session, self._inputs(), self._job.plan))
+        return failure
+
+    def end_to_end(self, calls: int, most_s: float) -> tuple[tuple[float, ...], ...]:
+        """Return the samples of each stage and of the whole [s]; see `bench.end_to_end.time_stages`."""
+        from bench.end_to_end import time_stages
+        from lensing_models.data.store import open_store
+
+        store = open_store(self._job.store)
+        test = store.indices("test")
+        batches = [store.stored(test[self._rows(turn).numpy()]) for turn in range(INPUT_BUFFERS)]
+        return time_stages(self._open_session(), store, batches, self._case.device, calls=calls, most_s=most_s)
 
     def score(self) -> Scored:
         """Run the whole test split through the session and score its outputs.
@@ -122,7 +139,13 @@ class Bench:
         if not np.isfinite(outputs).all():
             return Scored(failure=explain_not_finite(outputs))
         labels = open_store(self._job.store).labels("test")
-        return Scored(quality=score(find_task(self._case.task), outputs, labels), images=len(outputs))
+        assert self._opened is not None
+        return Scored(
+            quality=score(find_task(self._case.task), outputs, labels),
+            images=len(outputs),
+            build_s=self._opened.prepare_s,
+            artifact_cached=self._opened.artifact_cached,
+        )
 
     def compare(self) -> tuple[Parity | None, str]:
         """Return the parity of what was scored, and why it is not passed or an empty string."""
@@ -132,11 +155,11 @@ class Bench:
 
     def warm_up(self) -> tuple[int, bool]:
         """Call until the times settle; see `Clock.warm_up`."""
-        return self._clock.warm_up()
+        return self._open_clock().warm_up()
 
     def block(self) -> tuple[float, ...]:
         """Return the samples of one block [s]."""
-        return self._clock.block()
+        return self._open_clock().block()
 
     def evidence(self) -> tuple[Mapping[str, Scalar], str]:
         """Return the session's evidence and the digest of the inputs it was timed on.
@@ -146,10 +169,27 @@ class Bench:
         digest = hashlib.sha256()
         for buffer in self._inputs():
             digest.update(buffer.cpu().numpy().tobytes())
-        facts = dict(self._open_session().evidence())
+        facts = self.proof()
         if facts.get("threads") not in (None, self._case.threads):
             facts.setdefault("fallback", f"ran with {facts['threads']} threads, not {self._case.threads}")
         return facts, digest.hexdigest()
+
+    def proof(self) -> dict[str, Scalar]:
+        """Return the session's evidence as it is."""
+        return dict(self._open_session().evidence())
+
+    def _prepare(self, slots: int) -> tuple[Session, float]:
+        """Free what is open, and return the session of the case for *slots* requests and what `prepare` took [s]."""
+        from bench.backends import known_backends
+
+        self._stack.close()
+        self._stack, self._session, self._clock = ExitStack(), None, None
+        network = load_network(self._job)
+        backend = CONTROL if self._case.backend == CONTROL.name else known_backends()[self._case.backend]
+        elapsed = stopwatch()
+        prepared = backend.prepare(network, self._case, self._job.workdir, slots)
+        self._session = self._stack.enter_context(prepared)
+        return self._session, elapsed()
 
     def _hold_against_reference(self, outputs: Outputs) -> tuple[Parity | None, str]:
         """Return the parity of the first test images' *outputs*; None where there is no reference."""
@@ -178,11 +218,22 @@ class Bench:
 
     def _inputs(self) -> list[torch.Tensor]:
         """Return the rotated buffers: consecutive test images, wrapped round where they run out."""
+        return [self._input(turn) for turn in range(INPUT_BUFFERS)]
+
+    def _input(self, turn: int) -> torch.Tensor:
+        return self._images[self._rows(turn)].contiguous().to(self._case.device)
+
+    def _rows(self, turn: int) -> torch.Tensor:
+        """Return which test images the buffer *turn* holds."""
         import torch
 
-        batch, total = self._case.batch_size, len(self._images)
-        rows = [(torch.arange(batch) + turn * batch) % total for turn in range(INPUT_BUFFERS)]
-        return [self._images[row].contiguous().to(self._case.device) for row in rows]
+        batch = self._case.batch_size
+        return (torch.arange(batch) + turn * batch) % len(self._images)
+
+    def _open_clock(self) -> Clock | Saturation:
+        """Return what times the open session; made late, for a large batch may have no room for the buffers."""
+        self._clock = self._clock or Clock(self._open_session(), self._inputs(), self._job.plan)
+        return self._clock
 
     def _open_session(self) -> Session:
         if self._session is None:
@@ -244,16 +295,6 @@ def serve(connection: Connection, job: Job) -> None:
                 answer = getattr(bench, name)(*arguments)
         # The edge of a case: whatever a runtime throws becomes the case's reason.
         except Exception as error:  # noqa: BLE001
-            connection.send((False, f"{type(error).__name__}: {error}"))
+            connection.send((False, explain(error)))
         else:
             connection.send((True, answer))
-
-
-def measurement(opened: Opened, evidence: Mapping[str, Scalar], input_digest: str) -> Measurement:
-    """Return what is known of a session beside its timing."""
-    return Measurement(
-        build_s=opened.build_s,
-        artifact_bytes=opened.artifact_bytes,
-        evidence=evidence,
-        input_digest=input_digest,
-    )

@@ -32,6 +32,9 @@ class Preset:
         case_s: Seconds of measuring that one case may use; `--time-budget` overrides it.
         stage_s: Seconds after which one stage of a case (a build, a scoring, a block) is taken for
             hung; `--case-timeout` overrides it.
+        samples: Samples that a case collects as long as its time permits, for the tail of its latency.
+        saturated_share: Share of blocks and seconds that saturated throughput gets on top of them.
+        end_to_end_calls: Timed calls from the store to the answers, in a tenth of `case_s` at most.
     """
 
     name: str
@@ -45,6 +48,9 @@ class Preset:
     discards: int
     case_s: float
     stage_s: float
+    samples: int
+    saturated_share: float
+    end_to_end_calls: int
 
     def split_for(self, task: str) -> Split:
         """Return the numbers of images for *task*."""
@@ -70,6 +76,9 @@ PRESETS: Mapping[str, Preset] = {
             discards=1,
             case_s=5.0,
             stage_s=600.0,
+            samples=0,
+            saturated_share=0.5,
+            end_to_end_calls=20,
         ),
         Preset(
             name="standard",
@@ -83,6 +92,9 @@ PRESETS: Mapping[str, Preset] = {
             discards=3,
             case_s=30.0,
             stage_s=1800.0,
+            samples=64,  # a p90
+            saturated_share=0.4,
+            end_to_end_calls=50,
         ),
         Preset(
             name="reference",
@@ -103,6 +115,9 @@ PRESETS: Mapping[str, Preset] = {
             discards=3,
             case_s=120.0,
             stage_s=3600.0,
+            samples=662,  # a p99
+            saturated_share=0.25,
+            end_to_end_calls=200,
         ),
     )
 }

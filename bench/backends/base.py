@@ -36,10 +36,13 @@ class Session(Protocol):
     """A network made ready for one case; a context manager that frees it.
 
     The session owns its output buffers: the outputs of a slot are valid until that slot's next
-    call. It never reads a clock.
+    call. Slots may be driven from a thread each at once; a session that cannot takes them one after
+    the other and says so in its evidence, under ``serialised``. It never reads a clock.
     """
 
     artifact_bytes: int | None
+    artifact_cached: bool | None
+    """Whether the deployed file was there when `prepare` asked for it; None where there is none."""
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
         """Start inference and return the outputs, which may not be there before `synchronize`.
@@ -54,8 +57,8 @@ class Session(Protocol):
         """
         ...
 
-    def synchronize(self) -> None:
-        """Wait until every started inference has its outputs."""
+    def synchronize(self, slot: int | None = None) -> None:
+        """Wait until every started inference, or that of *slot*, has its outputs."""
         ...
 
     def evidence(self) -> Mapping[str, Scalar]:
@@ -108,8 +111,9 @@ class LocalSession:
     """What most sessions share: nothing to free, nothing to wait for, no file."""
 
     artifact_bytes: int | None = None
+    artifact_cached: bool | None = None
 
-    def synchronize(self) -> None:
+    def synchronize(self, slot: int | None = None) -> None:
         """Return at once: `infer` has waited already."""
 
     def __enter__(self) -> Self:
@@ -122,30 +126,47 @@ class LocalSession:
 
 
 class TorchSession(LocalSession):
-    """A module of torch that is called; on CUDA on the caller's current stream.
+    """A module of torch that is called; on CUDA on the caller's current stream, or on one a slot if they are several.
 
     Args:
         module: Maps (B, C, H, W) float32 to (B, K) float32 on the case's device.
         case: What is run.
+        slots: Requests that may be in flight at once.
     """
 
-    def __init__(self, module: torch.nn.Module, case: Case) -> None:
+    def __init__(self, module: torch.nn.Module, case: Case, slots: int = 1) -> None:
         self._module, self._case = module, case
+        self._streams = new_streams(slots) if case.device == "cuda" and slots > 1 else []
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
         """Return outputs (B, K) float32; each call allocates its own."""
         import torch
 
         with torch.inference_mode():
-            outputs: torch.Tensor = self._module(images)
+            if not self._streams:
+                outputs: torch.Tensor = self._module(images)
+            else:
+                self._streams[slot].wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(self._streams[slot]):
+                    outputs = self._module(images)
         return outputs
 
-    def synchronize(self) -> None:
-        """Wait for the device; on the CPU `infer` has waited already."""
+    def synchronize(self, slot: int | None = None) -> None:
+        """Wait for the device, or the slot's stream; on the CPU `infer` has waited already."""
         if self._case.device == "cuda":
             import torch
 
-            torch.cuda.synchronize()
+            if slot is not None and self._streams:
+                self._streams[slot].synchronize()
+            else:
+                torch.cuda.synchronize()
+
+
+def new_streams(count: int) -> list[torch.cuda.Stream]:
+    """Return *count* streams of the GPU that none shares; waiting for one does not wait for the others."""
+    import torch
+
+    return [torch.cuda.Stream() for _ in range(count)]  # type: ignore[no-untyped-call]  # torch's own
 
 
 def name_precision(weights: Iterable[torch.Tensor]) -> tuple[str, str]:

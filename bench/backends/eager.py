@@ -39,7 +39,7 @@ class EagerBackend:
 
         set_tf32(case.device, allowed=case.precision == "tf32")
         ready = network.set_compute_dtype(compute_dtype(case.precision)).to(case.device)
-        return EagerSession(ready.to(memory_format=torch.channels_last), case)
+        return EagerSession(ready.to(memory_format=torch.channels_last), case, slots)
 
 
 class EagerSession(TorchSession):

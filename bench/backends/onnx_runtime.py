@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.backends.base import Availability, LocalSession, installed, refuse_by_table
+from bench.backends.base import Availability, LocalSession, installed, new_streams, refuse_by_table
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
@@ -69,10 +69,16 @@ def build_session(path: Path, case: Case, provider: object) -> Any:  # onnxrunti
 
 
 class CpuSession(LocalSession):
-    """Runs on the caller's memory; `infer` waits for the result."""
+    """Runs on the caller's memory; `infer` waits for the result.
+
+    One `InferenceSession` serves every slot: its `run` may be called from several threads, allocates
+    the outputs of each call, and all calls share its pool of threads.
+    """
 
     def __init__(self, path: Path, case: Case) -> None:
-        self.artifact_bytes = path.stat().st_size
+        from bench.export import was_cached
+
+        self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
         self._path = path
         self._session = build_session(path, case, "CPUExecutionProvider")
 
@@ -89,47 +95,54 @@ class CpuSession(LocalSession):
 
 
 class CudaSession(LocalSession):
-    """Bound device buffers, one stream and one binding a slot; TF32 set or cleared explicitly."""
+    """A slot has an `InferenceSession`, a stream, a binding and an output buffer; TF32 set or cleared explicitly.
+
+    A stream that the caller gives belongs to a whole `InferenceSession`, so two slots that shared one
+    would wait for each other; the weights are on the GPU once a slot.
+    """
 
     def __init__(self, path: Path, case: Case, output_count: int, slots: int) -> None:
         import torch
 
-        self.artifact_bytes = path.stat().st_size
+        from bench.export import was_cached
+
+        self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
         self._path = path
         self._case = case
-        # ONNX Runtime takes stream 0 for none, so the stream must not be torch's default one.
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+        # ONNX Runtime takes stream 0 for none, so the streams must not be torch's default one.
+        self._streams = new_streams(slots)
         settings = {
             "device_id": "0",
             "cudnn_conv_algo_search": "EXHAUSTIVE",
             "use_tf32": "1" if case.precision == "tf32" else "0",
-            "user_compute_stream": str(self._stream.cuda_stream),
         }
-        self._session = build_session(path, case, ("CUDAExecutionProvider", settings))
+        own = [{**settings, "user_compute_stream": str(stream.cuda_stream)} for stream in self._streams]
+        self._sessions = [build_session(path, case, ("CUDAExecutionProvider", options)) for options in own]
         shape = (case.batch_size, output_count)
         self._outputs = [torch.empty(shape, device="cuda") for _ in range(slots)]
-        self._bindings = [self._session.io_binding() for _ in range(slots)]
+        self._bindings = [session.io_binding() for session in self._sessions]
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
-        """Enqueue on the session's stream; the outputs are the slot's own buffer (B, K)."""
+        """Enqueue on the slot's stream; the outputs are the slot's own buffer (B, K)."""
         import numpy
         import torch
 
         binding, outputs = self._bindings[slot], self._outputs[slot]
         binding.bind_input("images", "cuda", 0, numpy.float32, tuple(images.shape), images.data_ptr())
         binding.bind_output("outputs", "cuda", 0, numpy.float32, tuple(outputs.shape), outputs.data_ptr())
-        self._stream.wait_stream(torch.cuda.current_stream())
-        self._session.run_with_iobinding(binding)
+        self._streams[slot].wait_stream(torch.cuda.current_stream())
+        self._sessions[slot].run_with_iobinding(binding)
         return outputs
 
-    def synchronize(self) -> None:
-        """Wait for the session's stream."""
-        self._stream.synchronize()
+    def synchronize(self, slot: int | None = None) -> None:
+        """Wait for the streams of all slots, or for that of *slot*."""
+        for stream in self._streams if slot is None else [self._streams[slot]]:
+            stream.synchronize()
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return provider, TF32 setting, thread count and the types of the weights in the file."""
-        facts = dict(_evidence(self._session, self._path))
-        tf32 = self._session.get_provider_options()["CUDAExecutionProvider"]["use_tf32"]
+        facts = dict(_evidence(self._sessions[0], self._path))
+        tf32 = self._sessions[0].get_provider_options()["CUDAExecutionProvider"]["use_tf32"]
         if facts["precision"] == "fp32" and tf32 == "1":
             facts["precision"] = "tf32"
         return {**facts, "use_tf32": tf32}

@@ -75,7 +75,9 @@ class OpenVinoSession(LocalSession):
         import openvino
         import torch
 
-        self.artifact_bytes = path.stat().st_size
+        from bench.export import was_cached
+
+        self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
         self._compiled = compiled
         self._requests = [compiled.create_infer_request() for _ in range(slots)]
         shape = tuple(compiled.output(0).shape)
@@ -96,10 +98,10 @@ class OpenVinoSession(LocalSession):
             request.start_async()
         return self._outputs[slot]
 
-    def synchronize(self) -> None:
-        """Wait for every request that was started."""
+    def synchronize(self, slot: int | None = None) -> None:
+        """Wait for every request that was started, or for that of *slot*."""
         if len(self._requests) > 1:
-            for request in self._requests:
+            for request in self._requests if slot is None else [self._requests[slot]]:
                 request.wait()
 
     def evidence(self) -> Mapping[str, Scalar]:
@@ -115,6 +117,7 @@ class OpenVinoSession(LocalSession):
             "precision": precision,
             "convolution_precisions": " ".join(f"{name}:{count}" for name, count in sorted(layers.items())),
             "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
+            "streams": self._compiled.get_property("NUM_STREAMS"),
         }
         if 2 * layers[hint] <= layers.total():
             facts["fallback"] = f"{layers[hint]} of {layers.total()} convolutions ran in {precision}"

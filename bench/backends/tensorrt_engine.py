@@ -105,7 +105,7 @@ class TensorRTSession(LocalSession):
     def __init__(self, engine: Engine, host: EngineHost, case: Case, slots: int) -> None:
         import tensorrt as trt
 
-        self.artifact_bytes = len(engine.plan)
+        self.artifact_bytes, self.artifact_cached = len(engine.plan), engine.reused
         self._engine_facts: dict[str, Scalar] = {"engine_key": engine.key, "engine_reused": engine.reused}
         self._host = host
         self._case = case
@@ -150,9 +150,10 @@ class TensorRTSession(LocalSession):
         self._require(place.context.execute_async_v3(place.stream.cuda_stream), "enqueue")
         return place.outputs
 
-    def synchronize(self) -> None:
-        """Wait for the streams of all slots."""
-        for place in self._slots:
+    def synchronize(self, slot: int | None = None) -> None:
+        """Wait for the streams of all slots, or for that of *slot*."""
+        waited: list[Slot] = self._slots if slot is None else [self._slots[slot]]
+        for place in waited:
             place.stream.synchronize()
 
     def evidence(self) -> Mapping[str, Scalar]:

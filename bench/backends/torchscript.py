@@ -42,16 +42,18 @@ class TorchScriptBackend:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
             module = torch.jit.load(str(path), map_location=case.device).eval()  # type: ignore[no-untyped-call]  # torch's own
-        return TorchScriptSession(module, case, path)
+        return TorchScriptSession(module, case, path, slots)
 
 
 class TorchScriptSession(TorchSession):
     """A frozen graph."""
 
-    def __init__(self, module: torch.jit.ScriptModule, case: Case, artifact: Path) -> None:
-        super().__init__(module, case)
+    def __init__(self, module: torch.jit.ScriptModule, case: Case, artifact: Path, slots: int) -> None:
+        from bench.export import was_cached
+
+        super().__init__(module, case, slots)
         self._graph = module.graph
-        self.artifact_bytes = artifact.stat().st_size
+        self.artifact_bytes, self.artifact_cached = artifact.stat().st_size, was_cached(artifact)
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the dtypes of the weights that the frozen graph holds as constants."""

@@ -84,7 +84,11 @@ class Store:
 
     def counts(self, indices: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return (B, C, H, W) float32 counts of the rows *indices*; IndexError beyond the last."""
-        counts: NDArray[np.float32] = self.stored(indices).astype(np.float32)
+        return self.decode(self.stored(indices))
+
+    def decode(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return the float32 counts that *stored* values stand for."""
+        counts: NDArray[np.float32] = stored.astype(np.float32)
         if (self.manifest.scale, self.manifest.offset) != (1.0, 0.0):
             counts *= np.float32(self.manifest.scale)
             counts += np.float32(self.manifest.offset)

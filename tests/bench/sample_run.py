@@ -14,6 +14,7 @@ from bench.records import (
     Measurement,
     Parity,
     RunRecord,
+    Stages,
     Timing,
     append_line,
     to_json,
@@ -92,6 +93,13 @@ def make_record(case: Case, **changes: object) -> RunRecord:
         environment="f" * 12,
     )
     return dataclasses.replace(record, **changes)  # type: ignore[arg-type]  # a test names its own fields
+
+
+def make_stages(**medians_s: float) -> Stages:
+    """Return stages of three calls each, the middle one as given, a second else."""
+    names = ("decode_s", "preprocess_s", "copy_in_s", "compute_s", "copy_out_s", "whole_s")
+    samples = {name: (0.5 * medians_s.get(name, 1.0), 1e3, medians_s.get(name, 1.0)) for name in names}
+    return Stages(**samples, foreign_load=0.01, accepted=True)
 
 
 def write_run(folder: Path, records: Iterable[RunRecord]) -> Path:

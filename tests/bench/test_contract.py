@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +114,29 @@ def test_two_slots_hold_two_requests(case: Case, build: Build, workdir: Path) ->
         apart = run_through(session, images.cpu(), case)
 
     assert compare(together, apart, "bf16").error <= 1e-5
+
+
+@every_cell
+def test_two_threads_drive_two_slots_at_once(case: Case, build: Build, workdir: Path) -> None:
+    images = lens_like_images(4).to(case.device)
+    both_ready = threading.Barrier(2)
+
+    def answers(slot: int) -> list[torch.Tensor]:
+        mine, kept = images[2 * slot : 2 * slot + 2], []
+        both_ready.wait(60)
+        for _ in range(8):
+            outputs = session.infer(mine, slot)
+            session.synchronize(slot)
+            kept.append(outputs.cpu().clone())
+        return kept
+
+    with prepare(build, case, workdir, slots=2) as session:
+        apart = run_through(session, images.cpu(), case)
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(answers, (0, 1))
+
+    together = torch.cat([torch.cat(pair) for pair in zip(first, second, strict=True)]).numpy()
+    assert compare(together, np.tile(apart, (8, 1)), "bf16").error <= 1e-5
 
 
 @every_cell

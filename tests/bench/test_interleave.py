@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,7 +12,8 @@ from bench.interleave import Limits, Member, measure_group, why_stop
 from bench.process import WorkerError
 from bench.quiet import slow_rounds
 from bench.records import ANCHOR, FOREIGN_LOAD, Block, Timing
-from bench.statistic import judge, latency_p50
+from bench.statistic import FEWEST_SAMPLES, judge, latency_p50
+from lensing_models.preset import PRESETS
 from tests.bench.conftest import make_case
 
 LIMITS = Limits(blocks=8, most_blocks=16, case_s=10.0, target_ci=0.01)
@@ -48,6 +50,50 @@ def test_rejected_blocks_may_take_the_budget_once_more() -> None:
 
 def test_the_greatest_number_of_blocks_ends_a_case() -> None:
     assert why_stop(timing([0.1, 0.2] * 8), LIMITS) == "most_blocks"
+
+
+def of_calls(calls: int, blocks: int, sample_s: float = 0.1) -> Timing:
+    """Return a timing of *blocks* accepted blocks of *calls* equal samples each."""
+    made = tuple(
+        Block(samples_s=(sample_s,) * calls, foreign_load=0.0, accepted=True, round=turn) for turn in range(blocks)
+    )
+    return Timing(warmup_blocks=1, settled=True, stop_reason="", required_blocks=8, blocks=made)
+
+
+TAIL = Limits(blocks=8, most_blocks=16, case_s=120.0, target_ci=0.01, samples=662)
+
+
+def test_a_narrow_interval_does_not_end_a_case_that_lacks_samples_for_its_tail() -> None:
+    assert why_stop(of_calls(30, 16, 0.01), TAIL) == ""
+    assert why_stop(of_calls(30, 24, 0.01), TAIL) != ""
+
+
+def test_as_many_more_blocks_are_measured_as_the_tail_needs() -> None:
+    # 6 calls a block: 662 samples are 111 blocks, in 67 s of timed calls.
+    assert why_stop(of_calls(6, 110), TAIL) == ""
+    assert why_stop(of_calls(6, 111), TAIL) == "most_blocks"
+
+
+def test_a_case_too_slow_for_its_tail_ends_with_its_time() -> None:
+    assert why_stop(of_calls(1, 239, 0.5), TAIL) == ""
+    assert why_stop(of_calls(1, 240, 0.5), TAIL) == "time_budget"
+
+
+@pytest.mark.parametrize("latency_s", [0.001, 0.01, 0.03, 0.1, 0.18])
+def test_preset_reference_collects_a_p99_from_cases_fast_enough_for_its_time(latency_s: float) -> None:
+    preset = PRESETS["reference"]
+    limits = Limits(
+        blocks=preset.blocks,
+        most_blocks=preset.most_blocks,
+        case_s=preset.case_s,
+        target_ci=0.01,
+        samples=preset.samples,
+    )
+    calls = max(preset.block_calls, math.ceil(preset.block_s / latency_s))
+
+    blocks = next(count for count in itertools.count(1) if why_stop(of_calls(calls, count, latency_s), limits))
+
+    assert blocks * calls >= FEWEST_SAMPLES[99]
 
 
 @dataclass

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from bench.metrics import COST_METRICS, CostMetric, known_cost_metrics
 from bench.records import Measurement
-from tests.bench.sample_run import make_case, make_record, make_timing
+from tests.bench.sample_run import make_case, make_record, make_stages, make_timing
 
-MEASUREMENT = Measurement(build_s=2.5, artifact_bytes=1234, evidence={}, input_digest="")
+MEASUREMENT = Measurement(
+    build_s=2.5,
+    artifact_bytes=1234,
+    evidence={},
+    input_digest="",
+    load_s=0.75,
+    first_inference_s=0.125,
+    peak_host_bytes=4096,
+    peak_device_bytes=8192,
+    largest_batch=512,
+)
+STAGES = make_stages(decode_s=0.1, preprocess_s=0.2, copy_in_s=0.3, compute_s=0.4, copy_out_s=0.5, whole_s=2.0)
 
 
 def test_names_are_unique() -> None:
@@ -31,13 +43,39 @@ def test_no_metric_applies_to_a_case_that_was_not_measured(metric: CostMetric) -
         ("throughput_img_s", 128.0),
         ("build_s", 2.5),
         ("artifact_bytes", 1234),
+        ("throughput_saturated_img_s", 256.0),
+        ("throughput_saturated_low_img_s", 256.0),
+        ("throughput_saturated_high_img_s", 256.0),
+        ("end_to_end_p50_s", 2.0),
+        ("end_to_end_decode_s", 0.1),
+        ("end_to_end_preprocess_s", 0.2),
+        ("end_to_end_copy_in_s", 0.3),
+        ("end_to_end_compute_s", 0.4),
+        ("end_to_end_copy_out_s", 0.5),
+        ("load_s", 0.75),
+        ("first_inference_s", 0.125),
+        ("peak_memory_bytes", 4096),
+        ("largest_batch", 512),
     ],
 )
 def test_metric_of_a_steady_case(name: str, value: float) -> None:
     timing = make_timing([[0.25] * 4] * 3)
-    record = make_record(make_case(batch_size=32), timing=timing, measurement=MEASUREMENT)
+    doubled = dataclasses.replace(make_timing([[0.125] * 4] * 3), experiment="throughput")
+    facts = {"timing": timing, "throughput_timing": doubled, "measurement": MEASUREMENT, "end_to_end": STAGES}
+    record = make_record(make_case(batch_size=32), **facts)
 
     assert known_cost_metrics()[name].compute(record) == pytest.approx(value, rel=1e-12)
+
+
+def test_memory_on_a_gpu_is_that_of_the_gpu() -> None:
+    record = make_record(make_case(device="cuda"), measurement=MEASUREMENT)
+
+    assert known_cost_metrics()["peak_memory_bytes"].compute(record) == 8192
+
+
+@pytest.mark.parametrize("name", ["throughput_saturated_img_s", "end_to_end_p50_s", "load_s", "largest_batch"])
+def test_what_an_older_record_lacks_does_not_apply(name: str) -> None:
+    assert known_cost_metrics()[name].compute(make_record(make_case())) is None
 
 
 def test_tails_do_not_apply_to_few_samples() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.records import Case, Parity, RunRecord, append_line, from_json, read_lines, to_json
-from tests.bench.sample_run import make_case, make_record
+from tests.bench.sample_run import make_case, make_record, make_stages, make_timing
 
 
 def test_key_names_every_part_of_a_case() -> None:
@@ -47,6 +48,22 @@ def test_record_survives_json() -> None:
     record = make_record(make_case())
 
     assert from_json(RunRecord, to_json(record)) == record
+
+
+def test_record_with_every_experiment_survives_json() -> None:
+    doubled = dataclasses.replace(make_timing([[0.1, 0.2]]), experiment="throughput")
+    record = make_record(make_case(), throughput_timing=doubled, end_to_end=make_stages(compute_s=0.5))
+
+    assert from_json(RunRecord, to_json(record)) == record
+
+
+def test_record_of_before_these_experiments_is_read() -> None:
+    facts = json.loads(to_json(make_record(make_case())))
+    new = ("artifact_cached", "load_s", "first_inference_s", "peak_host_bytes", "largest_batch")
+    old = {name: fact for name, fact in facts.items() if name not in ("throughput_timing", "end_to_end")}
+    old["measurement"] = {name: fact for name, fact in facts["measurement"].items() if name not in new}
+
+    assert from_json(RunRecord, json.dumps(old)) == make_record(make_case())
 
 
 def test_skipped_record_survives_json() -> None:

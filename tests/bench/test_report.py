@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from bench import cell
-from bench.records import RunRecord
+from bench.records import Measurement, RunRecord
 from bench.report import build_report, print_tables, write_report
 from lensing_models.command_line import run_main
-from tests.bench.sample_run import make_case, make_record, make_timing, steady, write_run
+from tests.bench.sample_run import make_case, make_record, make_stages, make_timing, steady, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKED = "above\n<!-- results:begin -->\nold\n<!-- results:end -->\nbelow\n"
@@ -483,6 +483,74 @@ def test_records_of_another_schema_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="schema 99"):
         build_report(run)
+
+
+def measured_beside(**changes: object) -> RunRecord:
+    """Return a record with every cost beside latency: 320 img/s saturated, 2.5 ms from end to end."""
+    doubled = dataclasses.replace(make_timing([[0.1] * 4] * 8, required_blocks=8), experiment="throughput")
+    known = Measurement(
+        build_s=12.5,
+        artifact_bytes=6 * 2**20,
+        evidence={"precision": "fp32"},
+        input_digest="",
+        artifact_cached=False,
+        load_s=0.625,
+        first_inference_s=0.0375,
+        peak_host_bytes=96 * 2**20,
+        peak_host_source="VmHWM",
+        largest_batch=512,
+        largest_batch_end="batch 1024: out of memory",
+    )
+    known = dataclasses.replace(known, **changes)  # type: ignore[arg-type]  # a test names its own fields
+    stages = make_stages(
+        decode_s=1e-3, preprocess_s=2e-3, copy_in_s=1e-6, compute_s=4e-3, copy_out_s=5e-6, whole_s=0.025
+    )
+    facts = {"throughput_timing": doubled, "end_to_end": stages, "measurement": known}
+    return make_record(make_case(backend="onnx", batch_size=32), **facts)
+
+
+def test_page_shows_what_a_case_costs_beside_latency(tmp_path: Path) -> None:
+    text = page(tmp_path, measured_beside())
+
+    stages = "1.0 + 2.0 + <0.01 + 4.0 + <0.01"
+    assert "## Costs beside latency" in text
+    assert f"| resnet18 | onnx | fp32 | 32 | 25.0 | {stages} | 12.5 | 0.625 | 37.5 | 96.0 | 6.00 |" in text
+    assert "- Largest batch of resnet18, onnx fp32: 512. batch 1024: out of memory." in text
+
+
+def test_page_shows_saturated_beside_plain_throughput(tmp_path: Path) -> None:
+    text = page(tmp_path, measured_beside())
+
+    assert "| throughput [img/s] | saturated [img/s] |" in text
+    assert "| 3200 | 320.0 ± 0.0 |" in text
+
+
+def test_a_build_that_found_its_file_is_no_build(tmp_path: Path) -> None:
+    assert "| cached | 0.625 |" in page(tmp_path, measured_beside(artifact_cached=True))
+
+
+def test_saturated_throughput_of_too_few_blocks_is_doubtful(tmp_path: Path) -> None:
+    few = dataclasses.replace(make_timing([[0.1] * 4] * 2, required_blocks=8), experiment="throughput")
+    record = dataclasses.replace(measured_beside(), throughput_timing=few)
+
+    assert "| ~320.0 ± 0.0 |" in page(tmp_path / "page", record)
+    assert table(tmp_path / "table", record)["onnx"]["throughput_saturated_validity"] == "undersampled"
+
+
+def test_a_fallback_of_the_saturated_session_alone_is_seen(tmp_path: Path) -> None:
+    rows = table(tmp_path, measured_beside(evidence={"precision": "fp32", "saturated_fallback": "on the CPU"}))
+
+    assert rows["onnx"]["throughput_saturated_validity"] == "fallback"
+
+
+def test_page_of_an_older_run_has_no_costs_beside_latency(tmp_path: Path) -> None:
+    assert "## Costs beside latency" not in page(tmp_path, ok("eager", 0.01, 0.98))
+
+
+def test_table_says_where_memory_was_read(tmp_path: Path) -> None:
+    rows = table(tmp_path, measured_beside())
+
+    assert (rows["onnx"]["peak_memory_bytes"], rows["onnx"]["peak_memory_source"]) == (str(96 * 2**20), "VmHWM")
 
 
 def test_report_is_rebuilt_where_no_runtime_is_installed(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lensing_models.preset import Split
 from lensing_models.registry import find_architecture, find_task
 
 ROOT = Path(__file__).resolve().parents[2]
-PLANTED = ("wrong", "nan", "crash", "unbuildable", "fallback", "shape", "raising", "leak", "hang")
+PLANTED = ("wrong", "nan", "crash", "unbuildable", "fallback", "greedy", "shape", "raising", "leak", "hang")
 COLUMNS = (
     "task,architecture,backend,precision,batch_size,device,threads,variant,status,reason,validity,latency_p50_s,"
     "latency_p50_low_s,latency_p50_high_s,throughput_img_s,auc,accuracy,mse,on_frontier"
@@ -118,6 +118,7 @@ def test_a_failed_case_exits_with_1_and_keeps_every_row(
         ("raising", "RuntimeError: the planted kernel never runs"),
         ("leak", "used more than 1.5 GiB of memory in score; killed"),
         ("hang", "hung: no answer to score within 20 s; killed"),
+        ("greedy", "out of memory: MemoryError: a batch too many"),
     ],
 )
 def test_a_planted_fault_fails_and_is_never_timed(
@@ -156,6 +157,20 @@ def test_a_silent_fallback_is_ok_but_not_valid(bench: Bench, planted_run: subpro
     assert {(record.status, record.validity, record.reason) for record in records} == {
         ("ok", "fallback", "ran on the CPU")
     }
+
+
+def test_a_case_is_measured_beside_its_latency(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
+    (first, second) = by_backend(bench.records("planted"), "eager")
+
+    for record in (first, second):
+        assert record.throughput_timing
+        assert record.throughput_timing.experiment == "throughput"
+        assert all(sum(block.samples_s) > 0 for block in record.throughput_timing.blocks)
+        assert record.end_to_end
+        assert record.measurement
+        assert (record.measurement.load_s or 0) > 0
+        assert (record.measurement.first_inference_s or 0) > 0
+        assert (record.measurement.peak_host_bytes or 0) > 0
 
 
 def test_no_faulty_case_is_on_the_frontier(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from bench.statistic import (
     latency_percentile,
     latency_ratio,
     throughput,
+    throughput_interval,
 )
 from tests.bench.sample_run import make_timing
 
@@ -45,6 +47,29 @@ def test_half_width_is_half_the_interval_over_its_point() -> None:
     interval = latency_p50(timing)
 
     assert half_width(timing) == pytest.approx((interval.high - interval.low) / (2 * interval.point), rel=1e-12)
+
+
+def saturated(*blocks: list[float]) -> Timing:
+    return dataclasses.replace(make_timing(blocks), experiment="throughput")
+
+
+def test_saturated_throughput_is_completions_over_wall_time() -> None:
+    # 4 completions in 2 s and 2 in 1 s, of 8 images each.
+    interval = throughput_interval(saturated([0.1, 0.9, 0.1, 0.9], [0.5, 0.5]), batch_size=8)
+
+    assert interval.point == pytest.approx(8 * 6 / 3)
+
+
+def test_its_interval_is_a_t_interval_on_log_block_rates() -> None:
+    # Log rates are 1, 0 and -1: slots that end in step, so that half of the times are nearly nothing.
+    timing = saturated(*([1e-9, 2 * math.exp(-power) - 1e-9] for power in (1, 0, -1)))
+    width = stats.t.ppf(0.975, df=2) / math.sqrt(3)
+
+    interval = throughput_interval(timing, batch_size=1)
+
+    assert interval.low == pytest.approx(interval.point * math.exp(-width), rel=1e-12)
+    assert interval.high == pytest.approx(interval.point * math.exp(width), rel=1e-12)
+    assert half_width(timing) == pytest.approx(math.sinh(width), rel=1e-12)
 
 
 def test_one_block_has_a_point_and_no_interval() -> None:

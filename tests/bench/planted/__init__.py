@@ -39,6 +39,8 @@ class Planted:
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> LocalSession:
         if self.name == "planted_unbuildable":
             raise RuntimeError("the planted builder\nnever builds")
+        if self.name == "planted_greedy":
+            raise MemoryError("a batch too many")
         return PlantedSession(network, self.name)
 
 

@@ -1,0 +1,113 @@
+"""What is measured of a case beside its latency: the way through all stages, and what it gives at most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.crew import compared_images
+from bench.interleave import BLOCK_PATIENCE_S, Limits, Member, measure_group
+from bench.largest import Largest
+from bench.measure import FOREIGN_LIMIT, LoadMeter
+from bench.process import WorkerError
+from bench.records import Block, Scalar, Stages, Timing
+
+#: In the order of a worker's answer.
+STAGES = ("decode_s", "preprocess_s", "copy_in_s", "compute_s", "copy_out_s", "whole_s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extras:
+    """How much is measured beside latency.
+
+    Attributes:
+        saturated: When the blocks of saturated throughput are enough.
+        end_to_end_calls: Timed calls from the store to the answers.
+        end_to_end_s: Seconds after which fewer are enough.
+        has_largest_batch: Whether the largest batch is looked for.
+    """
+
+    saturated: Limits
+    end_to_end_calls: int
+    end_to_end_s: float
+    has_largest_batch: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Findings:
+    """What is known of a case whose latency has been measured; what was not measured stays empty.
+
+    Attributes:
+        remarks: What went wrong beside the latency, which stands all the same.
+    """
+
+    evidence: dict[str, Scalar]
+    input_digest: str
+    end_to_end: Stages | None = None
+    throughput_timing: Timing | None = None
+    largest: Largest | None = None
+    remarks: list[str]
+
+
+def gather(member: Member) -> Findings:
+    """Return the evidence of the session on which the latency of *member* was measured.
+
+    Raises:
+        WorkerError: If the worker cannot tell.
+    """
+    evidence, digest = member.worker.ask("evidence")
+    return Findings(evidence=dict(evidence), input_digest=digest, remarks=[])
+
+
+def time_end_to_end(member: Member, findings: Findings, extras: Extras) -> None:
+    """Time the stages of *member*'s open session into *findings*."""
+    meter = LoadMeter([member.worker.pid], member.case.threads)
+    try:
+        columns = member.worker.ask(
+            "end_to_end", extras.end_to_end_calls, extras.end_to_end_s, patience_s=BLOCK_PATIENCE_S
+        )
+    except WorkerError as error:
+        findings.remarks.append(f"end to end: {error}")
+        return
+    load = meter.read()
+    samples = dict(zip(STAGES, columns, strict=True))
+    findings.end_to_end = Stages(**samples, foreign_load=load, accepted=not load > FOREIGN_LIMIT)
+
+
+def saturate_together(
+    members: Sequence[Member],
+    findings: Mapping[str, Findings],
+    limits: Limits,
+    on_block: Callable[[Member, Block], None],
+) -> None:
+    """Measure saturated throughput of *members*, in turns, into their *findings* by case key.
+
+    Their sessions are made anew for two requests in flight. One that fails keeps its latency.
+    """
+
+    def ignore(member: Member) -> None:
+        """Wait for the others: the findings are read when all are done."""
+
+    doubled = [Member(case=member.case, worker=member.worker, experiment="throughput") for member in members]
+    for member in doubled:
+        try:
+            member.failure = member.worker.ask("saturate", compared_images(member.case))
+        except WorkerError as error:
+            member.failure = str(error)
+    measure_group([member for member in doubled if not member.failure], None, limits, on_block, on_done=ignore)
+    for member in doubled:
+        known = findings[member.case.key]
+        if not member.failure:
+            try:
+                known.evidence.update(differing(member.worker.ask("proof"), known.evidence))
+            except WorkerError as error:
+                member.failure = str(error)
+        if member.failure:
+            known.remarks.append(f"saturated throughput: {member.failure}")
+        else:
+            known.throughput_timing = member.timing(limits)
+
+
+def differing(evidence: Mapping[str, Scalar], of_latency: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return what the *evidence* of the saturated session says otherwise, under names of its own."""
+    return {f"saturated_{name}": value for name, value in evidence.items() if of_latency.get(name) != value}
