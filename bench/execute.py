@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.backends import known_backends
+from bench.ceiling import measure_ceilings
 from bench.crew import Crew, score_together
+from bench.energy import ask_energy
 from bench.interleave import Limits, Member, measure_group
 from bench.measure import BlockPlan, utc_now
 from bench.plan import PlannedCase, split_sets
 from bench.process import Worker, WorkerError
 from bench.provision import Provision
-from bench.records import Block, Case, Parity, RunRecord
+from bench.records import Block, Case, Parity, RunRecord, read_ceilings, to_json
 from bench.run_folder import RunFolder
 from bench.selftest import run_selftest, to_facts
 from bench.statistic import judge
@@ -31,11 +34,12 @@ ANCHOR_ARCHITECTURE = "mobilenetv3_small"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """How much is measured: block, limits, and whether there is any timing at all."""
+    """How much is measured: block, limits, whether there is any timing at all, and seconds of calls for energy."""
 
     block: BlockPlan
     limits: Limits
     timed: bool
+    energy_s: float = 0.0
 
 
 class Execution:
@@ -55,6 +59,7 @@ class Execution:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
         self._fingerprint = fingerprint
         self._anchor: Member | None = None
+        self._flop: dict[tuple[str, str], float] = {}
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
         """Leave a record for each of *cases* that has none; finished ones are not touched.
@@ -72,6 +77,7 @@ class Execution:
         with ProgressLine("measure", len(todo)) as self._line:
             if self._sizes.timed:
                 self._test_itself(todo)
+                self._find_ceilings(todo)
             try:
                 for pair in dict.fromkeys((case.task, case.network) for case in todo):
                     self._run_pair([case for case in todo if (case.task, case.network) == pair], scored)
@@ -80,10 +86,20 @@ class Execution:
                     self._folder.note({"anchor_failure": self._anchor.failure})
                     self._anchor.worker.close()
 
+    def _ready(self, cases: Sequence[Case], fact: str) -> list[Case]:
+        """Return those of *cases* that have a network; none where the run has noted *fact* already."""
+        known = self._provision.checkpoints
+        return [] if fact in self._folder.facts() else [case for case in cases if (case.task, case.network) in known]
+
+    def _find_ceilings(self, cases: Sequence[Case]) -> None:
+        """Note the most that the device does, once a run."""
+        if ready := self._ready(cases, "ceilings"):
+            self._line.say("ceilings")
+            self._folder.note({"ceilings": json.loads(to_json(measure_ceilings(self._job(ready[0]))))})
+
     def _test_itself(self, cases: Sequence[Case]) -> None:
         """Note what the harness makes of what is known, once a run."""
-        ready = [case for case in cases if (case.task, case.network) in self._provision.checkpoints]
-        if not ready or "selftest" in self._folder.facts():
+        if not (ready := self._ready(cases, "selftest")):
             return
         self._line.say("self-test")
         try:
@@ -112,6 +128,8 @@ class Execution:
         if self._provision.checkpoints.get((cases[0].task, cases[0].network)) is None:
             self._fail_all(cases, "the fit of its network failed and left no checkpoint")
             return
+        if self._sizes.timed:
+            self._count_flop(cases[0])
         names = split_sets(list(dict.fromkeys(case.worker_key for case in cases)), MOST_WORKERS)
         for turn, keys in enumerate(names):
             chosen = [case for case in cases if case.worker_key in keys]
@@ -119,6 +137,16 @@ class Execution:
                 for size in dict.fromkeys(case.batch_size for case in chosen):
                     group = [case for case in chosen if case.batch_size == size]
                     self._run_group(f"{keys[0]}+{len(keys) - 1}/b{size}", group, crews)
+
+    def _count_flop(self, case: Case) -> None:
+        """Count the arithmetic of the network of *case*, in a process of its own, whose memory is not measured."""
+        worker = Worker(self._job(case))
+        try:
+            self._flop[case.task, case.network] = worker.ask("flop_per_image")
+        except WorkerError as error:
+            self._line.say(f"operations of {case.network} not counted: {error}")
+        finally:
+            worker.close()
 
     @contextmanager
     def _crews(
@@ -208,7 +236,12 @@ class Execution:
             status="ok",
             reason=str(evidence.get("fallback") or ""),
             validity=judge(timing, evidence, case.precision) if timing else "",
-            measurement=measurement(crew.opened, evidence, digest),
+            measurement=replace(
+                measurement(crew.opened, evidence, digest),
+                energy=ask_energy(crew.worker, case, self._sizes.energy_s) if timing else None,
+                flop_per_image=self._flop.get((case.task, case.network)),
+                roof_flop_s=read_ceilings(self._folder.facts()).matmul_flop_s.get(case.precision),
+            ),
             parity=crew.worst_parity,
             quality=crew.quality,
             quality_images=crew.quality_images,

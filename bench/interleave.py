@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bench.device_state import Reading, state_between
 from bench.measure import FOREIGN_LIMIT, LoadMeter
 from bench.process import Worker, WorkerError
 from bench.records import Block, Case, Timing
@@ -123,14 +124,29 @@ def _warm_up(member: Member) -> None:
 
 
 def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None]) -> None:
+    before = _read_device(member)
     # Only the member at work is ours: a neighbour whose pool still spins disturbs like a stranger.
     meter = LoadMeter([member.worker.pid], member.case.threads)
     samples = member.worker.ask("block", patience_s=BLOCK_PATIENCE_S)
     load = meter.read()
     # Where the system does not tell the load (NaN), the block counts.
-    block = Block(samples_s=samples, foreign_load=load, accepted=not load > FOREIGN_LIMIT, round=turn)
+    block = Block(
+        samples_s=samples,
+        foreign_load=load,
+        accepted=not load > FOREIGN_LIMIT,
+        round=turn,
+        device=state_between(before, _read_device(member)),
+    )
     member.blocks.append(block)
     on_block(member, block)
+
+
+def _read_device(member: Member) -> Reading | None:
+    """Return what the GPU of *member* does now; None on a CPU."""
+    if member.case.device != "cuda":
+        return None
+    reading: Reading = member.worker.ask("device_state")
+    return reading
 
 
 def _try(member: Member, step: Callable[[Member], None]) -> None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from bench import cell
+from bench import cell, machine
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
 
 PROVISIONAL = "*provisional, measured under load*"
@@ -18,8 +18,8 @@ NOTES = """\
   images and outputs stay on the device. The interval is a t-interval on the logarithms of block medians.
 - **throughput**: images per second of wall time in the same calls; nothing overlaps.
 - **validity**: `valid`; `contended`: other people's work spoilt too many blocks; `undersampled`: too few blocks;
-  `unstable`: the warm-up never settled, or the interval is wider than ±5 %; `fallback`: the runtime did something
-  else than the row says.
+  `throttled`: power or heat slowed the GPU in more than a quarter of the blocks; `unstable`: the warm-up never
+  settled, or the interval is wider than ±5 %; `fallback`: the runtime did something else than the row says.
 - **frontier**: ● no valid row of the same task and batch size is better on latency or on the primary metric without
   being worse on the other; ○ the same among all rows where fewer than half are valid: provisional, measured under load.
 - `table.csv` holds every row with all digits, `pareto.csv` the members of each frontier."""
@@ -38,7 +38,7 @@ def render_page(report: Report, picture: str | None) -> str:
     for place, rows in group_by_place(report.rows.values()).items():
         parts.append(f"## {place[0]} ({cell.machine(place)})")
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
-    parts += [NOTES, _measured(report), *_selftest(report)]
+    parts += [NOTES, *machine.ceiling_section(report), _measured(report), *_selftest(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -49,6 +49,7 @@ def facts(report: Report) -> str:
     lines = {
         "Hardware": describe_hardware(report),
         "System": environment.platform if environment else "",
+        "Ceilings": machine.describe_ceilings(report.about),
         "Versions": ", ".join(f"{name} {text}" for name, text in environment.versions.items()) if environment else "",
         "Date": report.fact("started_at") or min(dates, default=""),
         "Preset": report.fact("preset"),
@@ -63,8 +64,12 @@ def describe_hardware(report: Report) -> str:
     """Return the hardware on one line, memory in GiB; empty where it is not known."""
     parts = []
     for name, value in (report.environment.hardware if report.environment else {}).items():
-        words = name.removesuffix("_bytes").replace("_", " ")
-        if isinstance(value, str):
+        words = name.removesuffix("_bytes").removesuffix("_mhz").replace("_", " ")
+        if name.endswith("_mhz"):
+            parts.append(f"{words} {value} MHz")
+        elif name == "governor":
+            parts.append(f"governor {value}")
+        elif isinstance(value, str):
             parts.append(value)
         elif value is not None:
             parts.append(f"{words} {value / 2**30:.1f} GiB" if name.endswith("_bytes") else f"{value} {words}")
@@ -175,6 +180,7 @@ def _measured(report: Report) -> str:
         rejected = sum(not block.accepted for block in blocks)
         share = f"{100 * rejected / len(blocks):.1f} %"
         lines.append(f"- {rejected} of {len(blocks)} blocks ({share}) were rejected because of other people's work.")
+    lines += [*machine.device_lines(records), *machine.energy_lines(records)]
     return "\n".join(["## How this run went", *lines]) if lines else ""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from bench.machine_facts import Ceilings, DeviceState, Energy
 from lensing_models.registry import known_architectures
 
 SCHEMA = 1
@@ -79,12 +80,14 @@ class Block:
             0 to 1; NaN where the system does not tell.
         accepted: Whether the foreign load was low enough for the block to count.
         round: Turn of the group in which it was measured.
+        device: What the GPU did meanwhile; None on a CPU.
     """
 
     samples_s: tuple[float, ...]
     foreign_load: float
     accepted: bool
     round: int
+    device: DeviceState | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,12 +122,18 @@ class Measurement:
         artifact_bytes: Size of the deployed file; None where there is none.
         evidence: Proof of what ran, from the session.
         input_digest: SHA-256 of the rotated input buffers.
+        energy: Energy of a window of calls.
+        flop_per_image: Floating-point operations of the network for one image, a multiply-add being two.
+        roof_flop_s: The matrix product's ceiling at the case's precision [FLOP/s], from the same run.
     """
 
     build_s: float
     artifact_bytes: int | None
     evidence: Mapping[str, Scalar]
     input_digest: str
+    energy: Energy | None = None
+    flop_per_image: float | None = None
+    roof_flop_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,6 +227,12 @@ def from_json(kind: type[Fact], line: str) -> Fact:
         return typing.cast(Fact, _rebuild(kind, json.loads(line)))
     except (TypeError, KeyError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
+
+
+def read_ceilings(about: Mapping[str, object]) -> Ceilings:
+    """Return the ceilings in *about*, the facts of ``run.json``; empty ones where there are none."""
+    facts = about.get("ceilings")
+    return from_json(Ceilings, json.dumps(facts)) if isinstance(facts, Mapping) else Ceilings(device="", threads=0)
 
 
 def append_line(path: Path, fact: object) -> None:

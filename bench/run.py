@@ -92,6 +92,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         ),
         limits=Limits(blocks=preset.blocks, most_blocks=preset.most_blocks, case_s=case_s, target_ci=options.target_ci),
         timed=not options.verify,
+        energy_s=preset.energy_s,
     )
     elapsed = stopwatch()
     with RunFolder(out, resume=options.resume) as folder:

@@ -30,6 +30,7 @@ class Preset:
         block_calls: Fewest calls in a block.
         discards: Calls thrown away at the start of a block.
         case_s: Seconds of measuring that one case may use; `--time-budget` overrides it.
+        energy_s: Seconds of calls over which the energy of a case is counted; 0 for none.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Preset:
     block_calls: int
     discards: int
     case_s: float
+    energy_s: float
 
     def split_for(self, task: str) -> Split:
         """Return the numbers of images for *task*."""
@@ -66,6 +68,7 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=2,
             discards=1,
             case_s=5.0,
+            energy_s=0.0,
         ),
         Preset(
             name="standard",
@@ -78,6 +81,7 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=5,
             discards=3,
             case_s=30.0,
+            energy_s=10.0,
         ),
         Preset(
             name="reference",
@@ -97,6 +101,7 @@ PRESETS: Mapping[str, Preset] = {
             block_calls=5,
             discards=3,
             case_s=120.0,
+            energy_s=30.0,
         ),
     )
 }

@@ -55,6 +55,7 @@ def epochs(preset: Preset) -> str:
             lambda preset: f"{preset.discards}, {preset.block_calls} or more, {preset.block_s} or more",
         ),
         ("seconds of timed calls", lambda preset: f"{preset.case_s:.0f}"),
+        ("seconds of calls over which energy", lambda preset: f"{preset.energy_s:.0f}"),
     ],
 )
 def test_the_preset_table_is_true(row: str, render: object) -> None:

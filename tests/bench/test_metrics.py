@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from bench.machine_facts import Energy
 from bench.metrics import COST_METRICS, CostMetric, known_cost_metrics
 from bench.records import Measurement
 from tests.bench.sample_run import make_case, make_record, make_timing
 
-MEASUREMENT = Measurement(build_s=2.5, artifact_bytes=1234, evidence={}, input_digest="")
+MEASUREMENT = Measurement(
+    build_s=2.5,
+    artifact_bytes=1234,
+    evidence={},
+    input_digest="",
+    energy=Energy(source="nvml", energy_j=500.0, window_s=10.0, images=4000),
+    flop_per_image=2e9,
+    roof_flop_s=1e12,
+)
 
 
 def test_names_are_unique() -> None:
@@ -31,6 +41,9 @@ def test_no_metric_applies_to_a_case_that_was_not_measured(metric: CostMetric) -
         ("throughput_img_s", 128.0),
         ("build_s", 2.5),
         ("artifact_bytes", 1234),
+        ("energy_per_image_j", 0.125),
+        ("flop_per_image", 2e9),
+        ("fraction_of_roof", 2e9 * 128.0 / 1e12),
     ],
 )
 def test_metric_of_a_steady_case(name: str, value: float) -> None:
@@ -38,6 +51,28 @@ def test_metric_of_a_steady_case(name: str, value: float) -> None:
     record = make_record(make_case(batch_size=32), timing=timing, measurement=MEASUREMENT)
 
     assert known_cost_metrics()[name].compute(record) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        Energy(reason="no RAPL package"),
+        Energy(source="rapl", energy_j=500.0, window_s=10.0, images=4000, reason="other people's work"),
+    ],
+)
+def test_energy_that_is_not_that_of_the_case_is_not_told(energy: Energy) -> None:
+    record = make_record(make_case(), measurement=replace(MEASUREMENT, energy=energy))
+
+    assert known_cost_metrics()["energy_per_image_j"].compute(record) is None
+
+
+@pytest.mark.parametrize("unknown", ["flop_per_image", "roof_flop_s"])
+def test_without_operations_or_ceiling_there_is_no_fraction(unknown: str) -> None:
+    measurement = replace(MEASUREMENT, **{unknown: None})  # type: ignore[arg-type]  # either is optional
+
+    record = make_record(make_case(), measurement=measurement)
+
+    assert known_cost_metrics()["fraction_of_roof"].compute(record) is None
 
 
 def test_tails_do_not_apply_to_few_samples() -> None:
