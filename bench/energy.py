@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -126,7 +127,7 @@ def ask_energy(worker: Worker, case: Case, window_s: float) -> Energy:
         return energy
     load = meter.read()
     spoilt = f"other people's work kept {load:.0%} of the threads busy" if load > FOREIGN_LIMIT else ""
-    return replace(energy, foreign_load=load, reason=spoilt)
+    return replace(energy, foreign_load=None if math.isnan(load) else load, reason=spoilt)
 
 
 def _text(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +15,8 @@ class DeviceState:
         memory_clock_mhz: Clock of the memory then [MHz].
         temperature_c: Temperature of the chip then [degree Celsius].
         power_w: Power drawn by the whole board then [W].
-        energy_j: Energy of the whole board over the block, its discarded calls included [J].
+        energy_j: Energy of the whole board over the block, its discarded calls included [J]; coarse, as
+            the counter moves every 20 to 100 ms.
         slowdowns: What slowed the clocks right before or after the block (`device_state.SLOWDOWNS`).
     """
 
@@ -37,7 +37,7 @@ class Energy:
         energy_j: Difference of the counter [J], idle power included; None where it was not measured.
         window_s: Length of the window [s].
         images: Images that went through in it.
-        foreign_load: As that of a `Block`.
+        foreign_load: As that of a `Block`; None where the system does not tell.
         reason: Why there is no energy, or why it is not that of the case; empty where there is one to be told.
     """
 
@@ -45,7 +45,7 @@ class Energy:
     energy_j: float | None = None
     window_s: float = 0.0
     images: int = 0
-    foreign_load: float = math.nan
+    foreign_load: float | None = None
     reason: str = ""
 
 

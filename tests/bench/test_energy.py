@@ -195,4 +195,4 @@ def test_a_worker_that_dies_costs_the_energy_alone() -> None:
 
     found = ask_energy(worker, make_case(), 10.0)  # type: ignore[arg-type]  # its one method
 
-    assert found == Energy(reason="the process died in energy: SIGSEGV", foreign_load=found.foreign_load)
+    assert found == Energy(reason="the process died in energy: SIGSEGV")

@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from bench.machine import describe_ceilings, device_lines, energy_lines
 from bench.machine_facts import Ceilings, DeviceState, Energy
 from bench.records import RunRecord, from_json, read_ceilings, to_json
@@ -125,6 +127,19 @@ def test_slowed_blocks_are_counted_with_their_reasons() -> None:
 
 def test_a_cpu_says_nothing_of_a_gpu() -> None:
     assert list(device_lines([make_record(make_case())])) == []
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        Energy(reason="no RAPL package"),
+        Energy(source="rapl", energy_j=500.0, window_s=10.0, images=4000, foreign_load=0.01),
+    ],
+)
+def test_a_record_with_energy_survives_json(energy: Energy) -> None:
+    record = counted(energy)
+
+    assert from_json(RunRecord, to_json(record)) == record
 
 
 def test_a_record_with_the_state_of_a_gpu_survives_json() -> None:
