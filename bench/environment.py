@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import subprocess
-import warnings
 from pathlib import Path
 
 import psutil
@@ -31,8 +30,12 @@ PACKAGES = (
 )
 
 
+#: Facts that tell no other machine: software, and settings that change from hour to hour.
+PASSING = frozenset({"driver", "frequency_mhz", "max_frequency_mhz", "governor"})
+
+
 def describe_environment(device: str, threads: int) -> Environment:
-    """Return what this machine is, without importing torch or touching a GPU through it."""
+    """Return what this machine is; torch is asked for *device* ``cuda`` only, which GPU it uses."""
     hardware = {**_processor(), **(_accelerator() if device == "cuda" else {})}
     return Environment(
         fingerprint=fingerprint(hardware, device, threads),
@@ -45,8 +48,8 @@ def describe_environment(device: str, threads: int) -> Environment:
 
 def fingerprint(hardware: dict[str, Scalar], device: str, threads: int) -> str:
     """Return the digest of hardware and thread count; software is reported, not matched."""
-    # The driver is software; the memory that the kernel reports differs by a few pages between boots.
-    facts = {name: value for name, value in hardware.items() if name not in {"driver", "memory_bytes"}}
+    # The memory that the kernel reports differs by a few pages between boots.
+    facts = {name: value for name, value in hardware.items() if name not in PASSING | {"memory_bytes"}}
     facts["memory_gib"] = round(int(hardware.get("memory_bytes") or 0) / 2**30)
     text = json.dumps({"hardware": facts, "device": device, "threads": threads}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -59,7 +62,23 @@ def _processor() -> dict[str, Scalar]:
         "logical_cores": os.cpu_count(),
         "matrix_extensions": " ".join(_matrix_extensions()),
         "memory_bytes": psutil.virtual_memory().total,
+        **_frequency(),
     }
+
+
+def _frequency(cpufreq: Path = Path("/sys/devices/system/cpu/cpu0/cpufreq")) -> dict[str, Scalar]:
+    """Return the clock at this moment, its greatest [MHz] and the governor; what is not told is left out."""
+    try:
+        clock = psutil.cpu_freq()
+    except (OSError, NotImplementedError):  # psutil's answer where the kernel shows no clock
+        clock = None
+    governor = cpufreq / "scaling_governor"
+    facts: dict[str, Scalar] = {
+        "frequency_mhz": round(clock.current) if clock else 0,
+        "max_frequency_mhz": round(clock.max) if clock else 0,
+        "governor": governor.read_text(encoding="ascii").strip() if governor.exists() else "",
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def _cpuinfo(field: str) -> str:
@@ -85,24 +104,10 @@ def _matrix_extensions() -> list[str]:
 
 
 def _accelerator() -> dict[str, Scalar]:
-    """Return name, memory and driver of the first GPU by NVML; empty where NVML has none."""
-    with warnings.catch_warnings():
-        # torch's stub package of the same name warns at import.
-        warnings.simplefilter("ignore", FutureWarning)
-        import pynvml
+    """Return name, memory and driver of the GPU that torch uses, by NVML; empty where NVML has none."""
+    from bench.device_state import open_monitor
 
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    except pynvml.NVMLError:
-        return {}
-    facts: dict[str, Scalar] = {
-        "gpu": str(pynvml.nvmlDeviceGetName(handle)),
-        "gpu_memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-        "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-    }
-    pynvml.nvmlShutdown()
-    return facts
+    return {**open_monitor().describe()}
 
 
 def _versions() -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.backends import known_backends
+from bench.ceiling import measure_ceilings
 from bench.crew import Crew, score_together
+from bench.energy import ask_energy
 from bench.experiment import Extras, Findings, gather, saturate_together, time_end_to_end
 from bench.interleave import Limits, Member, measure_group
 from bench.largest import find_largest_batch, open_alone
@@ -16,7 +19,7 @@ from bench.measure import BlockPlan, utc_now
 from bench.plan import PlannedCase, split_sets
 from bench.process import Oversight, Worker, WorkerError
 from bench.provision import Provision
-from bench.records import Block, Case, Parity, RunRecord
+from bench.records import Block, Case, Parity, RunRecord, read_ceilings, to_json
 from bench.run_folder import RunFolder
 from bench.selftest import run_selftest, to_facts
 from bench.statistic import judge
@@ -33,12 +36,13 @@ ANCHOR_ARCHITECTURE = "mobilenetv3_small"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """How much is measured: block, limits, what beside latency, and whether there is any timing at all."""
+    """How much is measured: block, limits, what beside latency, whether there is any timing, seconds for energy."""
 
     block: BlockPlan
     limits: Limits
     extras: Extras
     timed: bool
+    energy_s: float = 0.0
 
 
 class Execution:
@@ -66,6 +70,7 @@ class Execution:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
         self._fingerprint, self._oversight = fingerprint, oversight
         self._anchor: Member | None = None
+        self._flop: dict[tuple[str, str], float] = {}
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
         """Leave a record for each of *cases* that has none; finished ones are not touched.
@@ -83,6 +88,7 @@ class Execution:
         with ProgressLine("measure", len(todo)) as self._line:
             if self._sizes.timed:
                 self._test_itself(todo)
+                self._find_ceilings(todo)
             try:
                 for pair in dict.fromkeys((case.task, case.network) for case in todo):
                     self._run_pair([case for case in todo if (case.task, case.network) == pair], scored)
@@ -91,10 +97,20 @@ class Execution:
                     self._folder.note({"anchor_failure": self._anchor.failure})
                     self._anchor.worker.close()
 
+    def _ready(self, cases: Sequence[Case], fact: str) -> list[Case]:
+        """Return those of *cases* that have a network; none where the run has noted *fact* already."""
+        known = self._provision.checkpoints
+        return [] if fact in self._folder.facts() else [case for case in cases if (case.task, case.network) in known]
+
+    def _find_ceilings(self, cases: Sequence[Case]) -> None:
+        """Note the most that the device does, once a run."""
+        if ready := self._ready(cases, "ceilings"):
+            self._line.say("ceilings")
+            self._folder.note({"ceilings": json.loads(to_json(measure_ceilings(self._job(ready[0]))))})
+
     def _test_itself(self, cases: Sequence[Case]) -> None:
         """Note what the harness makes of what is known, once a run."""
-        ready = [case for case in cases if (case.task, case.network) in self._provision.checkpoints]
-        if not ready or "selftest" in self._folder.facts():
+        if not (ready := self._ready(cases, "selftest")):
             return
         self._line.say("self-test")
         try:
@@ -124,6 +140,8 @@ class Execution:
         if self._provision.checkpoints.get((cases[0].task, cases[0].network)) is None:
             self._fail_all(cases, "the fit of its network failed and left no checkpoint")
             return
+        if self._sizes.timed:
+            self._count_flop(cases[0])
         names = split_sets(list(dict.fromkeys(case.worker_key for case in cases)), MOST_WORKERS)
         for turn, keys in enumerate(names):
             chosen = [case for case in cases if case.worker_key in keys]
@@ -133,6 +151,16 @@ class Execution:
                 for size in sorted(sizes, key=lambda size: size == max(sizes)):
                     group = [case for case in chosen if case.batch_size == size]
                     self._run_group(f"{keys[0]}+{len(keys) - 1}/b{size}", group, crews, is_largest=size == max(sizes))
+
+    def _count_flop(self, case: Case) -> None:
+        """Count the arithmetic of the network of *case*, in a process of its own, whose memory is not measured."""
+        worker = Worker(self._job(case))
+        try:
+            self._flop[case.task, case.network] = worker.ask("flop_per_image")
+        except WorkerError as error:
+            self._line.say(f"operations of {case.network} not counted: {error}")
+        finally:
+            worker.close()
 
     @contextmanager
     def _crews(
@@ -226,6 +254,7 @@ class Execution:
             return
         if self._sizes.timed:
             time_end_to_end(member, findings, self._sizes.extras)
+            findings.energy = ask_energy(member.worker, member.case, self._sizes.energy_s)
         found[member.case.key] = findings
 
     def _find_largest(
@@ -249,7 +278,12 @@ class Execution:
             status="ok",
             reason="; ".join([*([str(evidence["fallback"])] if evidence.get("fallback") else []), *findings.remarks]),
             validity=judge(timing, evidence, case.precision) if timing else "",
-            measurement=crew.measurement(evidence, findings.input_digest, findings.largest),
+            measurement=replace(
+                crew.measurement(evidence, findings.input_digest, findings.largest),
+                energy=findings.energy,
+                flop_per_image=self._flop.get((case.task, case.network)),
+                roof_flop_s=read_ceilings(self._folder.facts()).matmul_flop_s.get(case.precision),
+            ),
             parity=crew.worst_parity,
             quality=crew.quality,
             quality_images=crew.quality_images,

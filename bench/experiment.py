@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.crew import compared_images
 from bench.interleave import BLOCK_PATIENCE_S, Limits, Member, measure_group
 from bench.largest import Largest
+from bench.machine_facts import Energy
 from bench.measure import FOREIGN_LIMIT, LoadMeter
 from bench.process import WorkerError
 from bench.records import Block, Scalar, Stages, Timing
@@ -44,6 +45,7 @@ class Findings:
     evidence: dict[str, Scalar]
     input_digest: str
     end_to_end: Stages | None = None
+    energy: Energy | None = None
     throughput_timing: Timing | None = None
     largest: Largest | None = None
     remarks: list[str]

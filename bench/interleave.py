@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bench.device_state import Reading, state_between
 from bench.measure import FOREIGN_LIMIT, LoadMeter, stopwatch
 from bench.process import Worker, WorkerError
 from bench.quiet import review, slow_rounds
@@ -148,6 +149,7 @@ def _warm_up(member: Member) -> None:
 
 
 def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None]) -> None:
+    before = _read_device(member)
     # Only the member at work is ours: a neighbour whose pool still spins disturbs like a stranger.
     meter = LoadMeter([member.worker.pid], member.case.threads)
     elapsed = stopwatch()
@@ -155,10 +157,25 @@ def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None
     wall_s, load = elapsed(), meter.read()
     # Where the system does not tell the load (NaN), the block counts.
     cause = FOREIGN_LOAD if load > FOREIGN_LIMIT else ""
-    block = Block(samples_s=samples, foreign_load=load, accepted=not cause, round=turn, rejected_for=cause)
+    block = Block(
+        samples_s=samples,
+        foreign_load=load,
+        accepted=not cause,
+        round=turn,
+        rejected_for=cause,
+        device=state_between(before, _read_device(member)),
+    )
     member.blocks.append(block)
     member.walls_s.append(wall_s)
     on_block(member, block)
+
+
+def _read_device(member: Member) -> Reading | None:
+    """Return what the GPU of *member* does now; None on a CPU."""
+    if member.case.device != "cuda":
+        return None
+    reading: Reading = member.worker.ask("device_state")
+    return reading
 
 
 def _try(member: Member, step: Callable[[Member], None]) -> None:

@@ -31,6 +31,8 @@ LONG_CALL_S = 0.4
 MOST_CALLS = 10_000
 #: Change between consecutive medians below which a warm-up has settled.
 SETTLED = 0.1
+#: The same for the clock of a GPU, which steps by less than 1 %.
+SETTLED_CLOCK = 0.02
 
 
 def utc_now() -> str:
@@ -118,23 +120,32 @@ class Clock:
         synchronize()
         return time.perf_counter() - started
 
-    def warm_up(self) -> tuple[int, bool]:
-        """Call until the medians of short blocks settle, or the time is over.
+    def warm_up(self, sm_clock_mhz: Callable[[], int | None] | None = None) -> tuple[int, bool]:
+        """Call until the medians of short blocks settle, and the clock of a GPU; or the time is over.
 
         One call of `LONG_CALL_S` or more is warm-up enough: nothing that wakes up takes so long.
 
+        Args:
+            sm_clock_mhz: Reads the clock of the GPU [MHz]; without it, or where it tells none, only the
+                medians must settle. A clock that has not settled when the time is over is no fault
+                of its own: what it moves shows in the blocks.
+
         Returns:
-            The number of short blocks and whether two consecutive medians agreed within 10 %.
+            The number of short blocks and whether the last two medians agreed within 10 %.
         """
-        elapsed, medians = stopwatch(), [self._short_median()]
+        read_clock = sm_clock_mhz or (lambda: None)
+        elapsed, medians, clocks = stopwatch(), [self._short_median()], [read_clock()]
         self._long = medians[0] >= LONG_CALL_S
         if self._long:
             return 1, True
+        settled = False
         while len(medians) < 2 or elapsed() < self._plan.warmup_s:
             medians.append(self._short_median())
-            if abs(medians[-1] / medians[-2] - 1) < SETTLED:
-                return len(medians), True
-        return len(medians), False
+            clocks.append(read_clock())
+            settled = abs(medians[-1] / medians[-2] - 1) < SETTLED
+            if settled and _is_steady(*clocks[-2:]):
+                break
+        return len(medians), settled
 
     def block(self) -> tuple[float, ...]:
         """Return the wall times of the timed calls of one block [s].
@@ -147,6 +158,14 @@ class Clock:
         for _ in range(self._plan.discards):
             self.call()
         return tuple(self._samples(self._plan.block_s))
+
+    def run_for(self, window_s: float) -> tuple[int, float]:
+        """Call back to back for *window_s* [s]; return the number of calls and the time that they took [s]."""
+        elapsed, calls = stopwatch(), 0
+        while elapsed() < window_s:
+            self.call()
+            calls += 1
+        return calls, elapsed()
 
     def _short_median(self) -> float:
         first = self.call()
@@ -197,6 +216,11 @@ class LoadMeter:
         # user nice system idle iowait irq softirq steal (proc(5)); guest time is part of user.
         busy = sum(ticks[:3]) + sum(ticks[5:8])
         return busy / os.sysconf("SC_CLK_TCK") - sum(map(_cpu_s, self._ours))
+
+
+def _is_steady(before_mhz: int | None, now_mhz: int | None) -> bool:
+    """Return whether a clock stands still; one that is not told does."""
+    return not before_mhz or now_mhz is None or abs(now_mhz / before_mhz - 1) <= SETTLED_CLOCK
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -74,6 +74,23 @@ def _artifact(record: RunRecord) -> float | None:
     return None if record.measurement is None else record.measurement.artifact_bytes
 
 
+def _energy(record: RunRecord) -> float | None:
+    energy = record.measurement.energy if record.measurement else None
+    if energy is None or energy.energy_j is None or energy.reason:
+        return None
+    return energy.energy_j / energy.images
+
+
+def _flop(record: RunRecord) -> float | None:
+    return None if record.measurement is None else record.measurement.flop_per_image
+
+
+def _fraction_of_roof(record: RunRecord) -> float | None:
+    flop, images_s = _flop(record), _throughput(record)
+    roof = record.measurement.roof_flop_s if record.measurement else None
+    return flop * images_s / roof if flop and images_s and roof else None
+
+
 COST_METRICS: tuple[CostMetric, ...] = (
     CostMetric(
         name="latency_p50_s",
@@ -121,6 +138,9 @@ COST_METRICS: tuple[CostMetric, ...] = (
     CostMetric(name="first_inference_s", unit="s", better="lower", compute=_known("first_inference_s")),
     CostMetric(name="peak_memory_bytes", unit="B", better="lower", compute=_peak_memory),
     CostMetric(name="largest_batch", unit="images", better="higher", compute=_known("largest_batch")),
+    CostMetric(name="energy_per_image_j", unit="J", better="lower", compute=_energy),
+    CostMetric(name="flop_per_image", unit="FLOP", better="lower", compute=_flop),
+    CostMetric(name="fraction_of_roof", unit="1", better="higher", compute=_fraction_of_roof),
 )
 
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from bench import cell, costs
+from bench import cell, costs, machine
 from bench.records import ANCHOR
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
 
@@ -29,8 +29,8 @@ NOTES = f"""\
 - **throughput**: images per second of wall time in the same calls; nothing overlaps.
 {costs.NOTES}
 - **validity**: `valid`; `contended`: other people's work spoilt too many blocks; `undersampled`: too few blocks;
-  `unstable`: the warm-up never settled, or the interval is wider than ±5 %; `fallback`: the runtime did something
-  else than the row says.
+  `throttled`: power or heat slowed the GPU in more than a quarter of the blocks; `unstable`: the warm-up never
+  settled, or the interval is wider than ±5 %; `fallback`: the runtime did something else than the row says.
 - **frontier**: ● no valid row of the same task and batch size is better on latency or on the primary metric without
   being worse on the other; ○ the same among all rows where fewer than half are valid: provisional, measured under load.
 - `table.csv` holds every row with all digits, `pareto.csv` the members of each frontier."""
@@ -51,7 +51,8 @@ def render_page(report: Report, picture: str | None) -> str:
     for place, rows in group_by_place(report.rows.values()).items():
         parts.append(f"## {place[0]} ({cell.machine(place)})")
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
-    parts += [*_costs_beside_latency(report), NOTES, _measured(report), *_selftest(report), *_breakdown(report)]
+    parts += [*_costs_beside_latency(report), NOTES, *machine.ceiling_section(report)]
+    parts += [_measured(report), *_selftest(report), *_breakdown(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,6 +73,7 @@ def facts(report: Report) -> str:
     lines = {
         "Hardware": describe_hardware(report),
         "System": environment.platform if environment else "",
+        "Ceilings": machine.describe_ceilings(report.about),
         "Versions": ", ".join(f"{name} {text}" for name, text in environment.versions.items()) if environment else "",
         "Date": report.fact("started_at") or min(dates, default=""),
         "Preset": report.fact("preset"),
@@ -86,8 +88,12 @@ def describe_hardware(report: Report) -> str:
     """Return the hardware on one line, memory in GiB; empty where it is not known."""
     parts = []
     for name, value in (report.environment.hardware if report.environment else {}).items():
-        words = name.removesuffix("_bytes").replace("_", " ")
-        if isinstance(value, str):
+        words = name.removesuffix("_bytes").removesuffix("_mhz").replace("_", " ")
+        if name.endswith("_mhz"):
+            parts.append(f"{words} {value} MHz")
+        elif name == "governor":
+            parts.append(f"governor {value}")
+        elif isinstance(value, str):
             parts.append(value)
         elif value is not None:
             parts.append(f"{words} {value / 2**30:.1f} GiB" if name.endswith("_bytes") else f"{value} {words}")
@@ -216,6 +222,7 @@ def _measured(report: Report) -> str:
         share = f"{100 * len(rejected) / len(blocks):.1f} %"
         cause = f": {len(rejected) - slow} for foreign load, {slow} because the anchor was slow" if rejected else ""
         lines.append(f"- {len(rejected)} of {len(blocks)} blocks ({share}) were rejected{cause}.")
+    lines += [*machine.device_lines(records), *machine.energy_lines(records)]
     return "\n".join(["## How this run went", *lines]) if lines else ""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from bench.machine_facts import Ceilings, DeviceState, Energy
 from lensing_models.registry import known_architectures
 
 SCHEMA = 1
@@ -84,6 +85,7 @@ class Block:
         round: Turn of the group in which it was measured.
         rejected_for: `FOREIGN_LOAD` or `ANCHOR`; empty for one that counts, and in records made before
             there was a second cause.
+        device: What the GPU did meanwhile; None on a CPU.
     """
 
     samples_s: tuple[float, ...]
@@ -91,6 +93,7 @@ class Block:
     accepted: bool
     round: int
     rejected_for: str = ""
+    device: DeviceState | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +139,9 @@ class Measurement:
         peak_device_source: Where that was read.
         largest_batch: Largest batch that ran, of those tried by doubling; None where it was not asked for.
         largest_batch_end: Why the next one did not run.
+        energy: Energy of a window of calls.
+        flop_per_image: Floating-point operations of the network for one image, a multiply-add being two.
+        roof_flop_s: The matrix product's ceiling at the case's precision [FLOP/s], from the same run.
     """
 
     build_s: float
@@ -151,6 +157,9 @@ class Measurement:
     peak_device_source: str = ""
     largest_batch: int | None = None
     largest_batch_end: str = ""
+    energy: Energy | None = None
+    flop_per_image: float | None = None
+    roof_flop_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,6 +282,12 @@ def from_json(kind: type[Fact], line: str) -> Fact:
         return typing.cast(Fact, _rebuild(kind, json.loads(line)))
     except (TypeError, KeyError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
+
+
+def read_ceilings(about: Mapping[str, object]) -> Ceilings:
+    """Return the ceilings in *about*, the facts of ``run.json``; empty ones where there are none."""
+    facts = about.get("ceilings")
+    return from_json(Ceilings, json.dumps(facts)) if isinstance(facts, Mapping) else Ceilings(device="", threads=0)
 
 
 def append_line(path: Path, fact: object) -> None:

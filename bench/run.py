@@ -110,6 +110,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         ),
         extras=choose_extras(preset, case_s, options),
         timed=not options.verify,
+        energy_s=preset.energy_s,
     )
     oversight = Oversight(
         stage_s=options.case_timeout or preset.stage_s,

@@ -14,6 +14,8 @@ from bench.records import Block, Scalar, Timing, Validity
 
 CONFIDENCE = 0.95
 UNSTABLE_HALF_WIDTH = 0.05
+#: Share of the counted blocks with a slowdown of the GPU beyond which a row is one of a slowed GPU.
+MOST_SLOWED = 0.25
 
 # The fewest samples of which at least two lie beyond the percentile with 99 % confidence: the
 # smallest n whose binomial P(at most one beyond) is at most 1 %. MLPerf Inference rules, appendix
@@ -151,7 +153,9 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
 
     ``fallback``: the runtime did something else than the case says. ``contended``: too few blocks
     were accepted because other people's work disturbed some. ``undersampled``: too few, without
-    that excuse. ``unstable``: the warm-up never settled, or the interval is wider than +-5 %.
+    that excuse. ``throttled``: power or heat slowed the GPU in more than a quarter of the counted
+    blocks, which may have made it unstable too. ``unstable``: the warm-up never settled, or the
+    interval is wider than +-5 %.
 
     Args:
         timing: Raw samples.
@@ -163,10 +167,18 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
     accepted = sum(block.accepted for block in timing.blocks)
     if accepted < timing.required_blocks:
         return "contended" if accepted < len(timing.blocks) else "undersampled"
+    if slowed_share(timing) > MOST_SLOWED:
+        return "throttled"
     # Written so that NaN, an interval that does not exist, is unstable too.
     if not (timing.settled and half_width(timing) <= UNSTABLE_HALF_WIDTH):
         return "unstable"
     return "valid"
+
+
+def slowed_share(timing: Timing) -> float:
+    """Return in what share of the counted blocks power or heat slowed the GPU; 0 where nothing tells."""
+    blocks = counted_blocks(timing)
+    return sum(bool(block.device and block.device.slowdowns) for block in blocks) / max(len(blocks), 1)
 
 
 def _log_half_width(timing: Timing) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.answer import Opened, Scored
 from bench.control import CONTROL
+from bench.machine_facts import Energy
 from bench.measure import BlockPlan, Clock, stopwatch
 from bench.memory import PeakMeter, explain
 from bench.records import Case, Parity, Scalar
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from bench.backends.base import Session
+    from bench.ceiling import Size
+    from bench.device_state import Reading
     from bench.parity import Outputs
     from lensing_models.network import LensNetwork
 
@@ -154,12 +157,38 @@ class Bench:
         return self._hold_against_reference(np.load(self._job.outputs))
 
     def warm_up(self) -> tuple[int, bool]:
-        """Call until the times settle; see `Clock.warm_up`."""
-        return self._open_clock().warm_up()
+        """Call until the times settle, and on CUDA the clocks; see `Clock.warm_up`."""
+        from bench.device_state import open_monitor
+
+        return self._open_clock().warm_up(open_monitor().sm_clock_mhz if self._case.device == "cuda" else None)
 
     def block(self) -> tuple[float, ...]:
         """Return the samples of one block [s]."""
         return self._open_clock().block()
+
+    def device_state(self) -> Reading:
+        """Return what the GPU does now."""
+        from bench.device_state import open_monitor
+
+        return open_monitor().read()
+
+    def energy(self, window_s: float) -> Energy:
+        """Return the energy of calls back to back over *window_s* [s], or why there is none."""
+        from bench.energy import measure_energy
+
+        return measure_energy(self._open_clock(), self._case.device, self._case.batch_size, window_s)
+
+    def ceiling(self, kind: str, size: Size | None) -> float:
+        """Return the most that this device does of *kind* a second; no session is needed."""
+        from bench.ceiling import measure_ceiling
+
+        return measure_ceiling(kind, self._case.device, self._case.threads, size)
+
+    def flop_per_image(self) -> float:
+        """Return the floating-point operations of the job's network for one image."""
+        from bench.arithmetic import count_flop
+
+        return count_flop(load_network(self._job), self._images[:1])
 
     def evidence(self) -> tuple[Mapping[str, Scalar], str]:
         """Return the session's evidence and the digest of the inputs it was timed on.

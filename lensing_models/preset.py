@@ -35,6 +35,7 @@ class Preset:
         samples: Samples that a case collects as long as its time permits, for the tail of its latency.
         saturated_share: Share of blocks and seconds that saturated throughput gets on top of them.
         end_to_end_calls: Timed calls from the store to the answers, in a tenth of `case_s` at most.
+        energy_s: Seconds of calls over which the energy of a case is counted; 0 for none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Preset:
     samples: int
     saturated_share: float
     end_to_end_calls: int
+    energy_s: float
 
     def split_for(self, task: str) -> Split:
         """Return the numbers of images for *task*."""
@@ -79,6 +81,7 @@ PRESETS: Mapping[str, Preset] = {
             samples=0,
             saturated_share=0.5,
             end_to_end_calls=20,
+            energy_s=0.0,
         ),
         Preset(
             name="standard",
@@ -95,6 +98,7 @@ PRESETS: Mapping[str, Preset] = {
             samples=64,  # a p90
             saturated_share=0.4,
             end_to_end_calls=50,
+            energy_s=10.0,
         ),
         Preset(
             name="reference",
@@ -118,6 +122,7 @@ PRESETS: Mapping[str, Preset] = {
             samples=662,  # a p99
             saturated_share=0.25,
             end_to_end_calls=200,
+            energy_s=30.0,
         ),
     )
 }

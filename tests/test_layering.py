@@ -16,6 +16,8 @@ BACKENDS = sorted(path for path in (ROOT / "bench" / "backends").glob("*.py") if
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt", "timm", "lightning")
 TELLING = (
     "bench.records",
+    "bench.machine_facts",
+    "bench.machine",
     "bench.metrics",
     "bench.statistic",
     "bench.pareto",

@@ -58,6 +58,7 @@ def epochs(preset: Preset) -> str:
         ("samples it collects", lambda preset: {0: "0", 64: "64 (a p90)", 662: "662 (a p99)"}[preset.samples]),
         ("share of blocks", lambda preset: str(preset.saturated_share)),
         ("timed calls from end to end", lambda preset: str(preset.end_to_end_calls)),
+        ("seconds of calls over which energy", lambda preset: f"{preset.energy_s:.0f}"),
     ],
 )
 def test_the_preset_table_is_true(row: str, render: object) -> None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from bench.answer import Opened
 from bench.crew import Crew
 from bench.process import WorkerError
-from bench.worker import Opened
 from tests.bench.conftest import make_case
 
 
@@ -23,7 +23,10 @@ class Frail:
         if batch_size == self.deadly:
             self.ended = "the process died in open: SIGSEGV"
             raise WorkerError(self.ended)
-        return Opened(build_s=0.1, artifact_bytes=None, parity=None, failure="")
+        return Opened(prepare_s=0.1, artifact_bytes=None, parity=None, failure="")
+
+    def kill(self) -> None:
+        self.ended = self.ended or "killed"
 
     def restarted(self) -> Frail:
         return Frail(self.deadly)

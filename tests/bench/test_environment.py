@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
+import pytest
 
-from bench.environment import describe_environment, fingerprint
+from bench.environment import _frequency, describe_environment, fingerprint
 from bench.records import Environment, from_json, to_json
 
 MACHINE = {"processor": "EPYC", "cores": 2, "memory_bytes": 24 * 2**30}
@@ -27,6 +30,25 @@ def test_a_few_pages_of_memory_make_no_other_machine() -> None:
     fewer = {**MACHINE, "memory_bytes": 24 * 2**30 - 2**20}
 
     assert fingerprint(MACHINE, "cpu", 2) == fingerprint(fewer, "cpu", 2)
+
+
+def test_another_clock_or_governor_is_the_same_machine() -> None:
+    faster = {**MACHINE, "frequency_mhz": 3400, "max_frequency_mhz": 3900, "governor": "performance"}
+
+    assert fingerprint(MACHINE, "cpu", 2) == fingerprint(faster, "cpu", 2)
+
+
+def test_the_clock_of_the_processor_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "scaling_governor").write_text("powersave\n")
+    monkeypatch.setattr(psutil, "cpu_freq", lambda: SimpleNamespace(current=2593.9, min=800.0, max=3900.0))
+
+    assert _frequency(tmp_path) == {"frequency_mhz": 2594, "max_frequency_mhz": 3900, "governor": "powersave"}
+
+
+def test_what_is_not_told_of_the_clock_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(psutil, "cpu_freq", lambda: None)
+
+    assert _frequency(tmp_path) == {}
 
 
 def test_another_processor_is_another_machine() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from bench.device_state import Reading
 from bench.interleave import Limits, Member, measure_group, why_stop
 from bench.process import WorkerError
 from bench.quiet import slow_rounds
@@ -105,10 +106,14 @@ class Script:
     dies_at: int = 10**9
     pid: int = field(default=1)
     asked: int = 0
+    readings: list[Reading] = field(default_factory=list)
 
     def ask(self, call: str, patience_s: float = 0.0) -> object:
         if call == "warm_up":
             return 2, True
+        if call == "device_state":
+            self.log.append("state")
+            return self.readings.pop(0)
         self.asked += 1
         if self.asked >= self.dies_at:
             raise WorkerError("the process died in block: SIGSEGV")
@@ -217,6 +222,30 @@ def test_under_foreign_load_no_block_counts_and_none_is_lost(monkeypatch: pytest
     assert not any(block.accepted for block in member.blocks)
     assert len(member.blocks) == 2 * LIMITS.most_blocks
     assert {block.foreign_load for block in member.blocks} == {0.5}
+
+
+def test_the_state_of_a_gpu_is_read_around_each_block_and_outside_it() -> None:
+    log: list[str] = []
+    (member,) = members(log, "a")
+    member.case = make_case(device="cuda")
+    ends = [Reading(total_energy_mj=1000, slowdowns=()), Reading(total_energy_mj=4000, slowdowns=("power cap",))]
+    member.worker.readings = ends * LIMITS.most_blocks  # type: ignore[attr-defined]  # a Script
+
+    measure_group([member], None, LIMITS, lambda member, block: None, lambda member: None)
+
+    assert log[:6] == ["state", "a", "state"] * 2
+    states = [block.device for block in member.blocks]
+    assert all(state and (state.energy_j, state.slowdowns) == (3.0, ("power cap",)) for state in states)
+
+
+def test_a_block_on_a_cpu_asks_for_no_gpu() -> None:
+    log: list[str] = []
+    (member,) = members(log, "a")
+
+    measure_group([member], None, LIMITS, lambda member, block: None, lambda member: None)
+
+    assert "state" not in log
+    assert all(block.device is None for block in member.blocks)
 
 
 @pytest.mark.parametrize("look", [8, 12, 16, 24])

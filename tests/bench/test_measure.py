@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import multiprocessing
 import time
@@ -110,6 +111,42 @@ def test_warm_up_gives_up_in_time() -> None:
 
     assert not settled
     assert blocks >= 1
+
+
+def test_warm_up_waits_for_the_clock_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = iter([345, 1200, 1740, 1965, 1980, 1980])
+    timer = clock(Waiting(0.0))
+    monkeypatch.setattr(timer, "_short_median", lambda: 0.01)
+
+    # 1965 to 1980 is the first step below 2 %.
+    assert timer.warm_up(lambda: next(clocks)) == (5, True)
+
+
+def test_a_clock_that_is_not_told_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = clock(Waiting(0.0))
+    monkeypatch.setattr(timer, "_short_median", lambda: 0.01)
+
+    assert timer.warm_up(lambda: None) == (2, True)
+
+
+def test_a_clock_that_never_settles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = itertools.cycle([1000, 1980])
+    timer = Clock(Waiting(0.0), [torch.zeros(1)], dataclasses.replace(PLAN, warmup_s=0.01))
+    monkeypatch.setattr(timer, "_short_median", lambda: 0.01)
+
+    blocks, settled = timer.warm_up(lambda: next(clocks))
+
+    assert blocks >= 2
+    assert settled  # the times did; what the clock moves shows in the blocks
+
+
+def test_a_window_of_calls_is_as_long_as_asked_for() -> None:
+    session = Waiting(0.002)
+
+    calls, elapsed_s = clock(session).run_for(0.02)
+
+    assert calls == len(session.seen)
+    assert elapsed_s >= max(0.02, 0.002 * calls)
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="this system does not tell its load")

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 
+from bench.machine_facts import Energy
 from bench.metrics import COST_METRICS, CostMetric, known_cost_metrics
 from bench.records import Measurement
 from tests.bench.sample_run import make_case, make_record, make_stages, make_timing
@@ -19,6 +21,9 @@ MEASUREMENT = Measurement(
     peak_host_bytes=4096,
     peak_device_bytes=8192,
     largest_batch=512,
+    energy=Energy(source="nvml", energy_j=500.0, window_s=10.0, images=4000),
+    flop_per_image=2e9,
+    roof_flop_s=1e12,
 )
 STAGES = make_stages(decode_s=0.1, preprocess_s=0.2, copy_in_s=0.3, compute_s=0.4, copy_out_s=0.5, whole_s=2.0)
 
@@ -56,6 +61,9 @@ def test_no_metric_applies_to_a_case_that_was_not_measured(metric: CostMetric) -
         ("first_inference_s", 0.125),
         ("peak_memory_bytes", 4096),
         ("largest_batch", 512),
+        ("energy_per_image_j", 0.125),
+        ("flop_per_image", 2e9),
+        ("fraction_of_roof", 2e9 * 128.0 / 1e12),
     ],
 )
 def test_metric_of_a_steady_case(name: str, value: float) -> None:
@@ -76,6 +84,28 @@ def test_memory_on_a_gpu_is_that_of_the_gpu() -> None:
 @pytest.mark.parametrize("name", ["throughput_saturated_img_s", "end_to_end_p50_s", "load_s", "largest_batch"])
 def test_what_an_older_record_lacks_does_not_apply(name: str) -> None:
     assert known_cost_metrics()[name].compute(make_record(make_case())) is None
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        Energy(reason="no RAPL package"),
+        Energy(source="rapl", energy_j=500.0, window_s=10.0, images=4000, reason="other people's work"),
+    ],
+)
+def test_energy_that_is_not_that_of_the_case_is_not_told(energy: Energy) -> None:
+    record = make_record(make_case(), measurement=replace(MEASUREMENT, energy=energy))
+
+    assert known_cost_metrics()["energy_per_image_j"].compute(record) is None
+
+
+@pytest.mark.parametrize("unknown", ["flop_per_image", "roof_flop_s"])
+def test_without_operations_or_ceiling_there_is_no_fraction(unknown: str) -> None:
+    measurement = replace(MEASUREMENT, **{unknown: None})  # type: ignore[arg-type]  # either is optional
+
+    record = make_record(make_case(), measurement=measurement)
+
+    assert known_cost_metrics()["fraction_of_roof"].compute(record) is None
 
 
 def test_tails_do_not_apply_to_few_samples() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.records import RunRecord, read_lines
+from bench.records import RunRecord, read_ceilings, read_lines
 from lensing_models.checkpoint import Card, write_checkpoint
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
@@ -105,6 +105,26 @@ def test_a_failed_case_exits_with_1_and_keeps_every_row(
 ) -> None:
     assert planted_run.returncode == 1, planted_run.stderr
     assert len(bench.records("planted")) == (1 + len(PLANTED)) * 2
+
+
+def test_a_run_notes_its_ceilings_and_each_row_its_arithmetic(
+    bench: Bench, planted_run: subprocess.CompletedProcess[str]
+) -> None:
+    ceilings = read_ceilings(json.loads((bench.cwd / "planted" / "run.json").read_text(encoding="utf-8")))
+
+    found = [record.measurement for record in by_backend(bench.records("planted"), "eager")]
+
+    assert ceilings.matmul_flop_s["fp32"] > 0
+    assert [row and row.roof_flop_s for row in found] == [ceilings.matmul_flop_s["fp32"]] * 2
+    # timm publishes 0.06 GMAC at 224 px for mobilenetv3_small_100; at 150 px it is less.
+    assert all(row and 0.02e9 < (row.flop_per_image or 0) < 2 * 0.06e9 for row in found)
+
+
+def test_a_row_without_energy_says_why(bench: Bench, planted_run: subprocess.CompletedProcess[str]) -> None:
+    found = [record.measurement for record in by_backend(bench.records("planted"), "eager")]
+
+    # Preset quick has no window, and many a machine no counter.
+    assert all(row and row.energy and row.energy.energy_j is None and row.energy.reason for row in found)
 
 
 @pytest.mark.parametrize(

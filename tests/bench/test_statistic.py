@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from bench.machine_facts import DeviceState
 from bench.records import Timing
 from bench.statistic import (
     FEWEST_SAMPLES,
@@ -233,6 +236,45 @@ def test_too_few_blocks_with_none_rejected_is_undersampled() -> None:
 
 def test_warmup_that_never_settled_is_unstable() -> None:
     assert judge(steady_timing(settled=False), EVIDENCE, "fp32") == "unstable"
+
+
+def slowed(timing: Timing, *turns: int) -> Timing:
+    """Return *timing* as of a GPU that was slowed in the blocks *turns*."""
+    states = [DeviceState(slowdowns=("power cap",) if turn in turns else ()) for turn in range(len(timing.blocks))]
+    blocks = (replace(block, device=state) for block, state in zip(timing.blocks, states, strict=True))
+    return replace(timing, blocks=tuple(blocks))
+
+
+@pytest.mark.parametrize(
+    ("turns", "validity"), [((), "valid"), ((0, 3), "valid"), ((0, 3, 5), "throttled"), (range(8), "throttled")]
+)
+def test_more_than_a_quarter_of_slowed_blocks_is_throttled(turns: Iterable[int], validity: str) -> None:
+    assert judge(slowed(steady_timing(blocks=8), *turns), EVIDENCE, "fp32") == validity
+
+
+def test_slowed_blocks_that_do_not_count_throttle_nothing() -> None:
+    timing = slowed(steady_timing(blocks=8, rejected=range(4), required_blocks=4), *range(4))
+
+    assert judge(timing, EVIDENCE, "fp32") == "valid"
+
+
+def test_a_gpu_that_tells_nothing_is_not_throttled() -> None:
+    timing = steady_timing(blocks=8)
+    silent = replace(timing, blocks=tuple(replace(block, device=DeviceState()) for block in timing.blocks))
+
+    assert judge(silent, EVIDENCE, "fp32") == "valid"
+
+
+@pytest.mark.parametrize(
+    ("changes", "validity"),
+    [
+        ({"required_blocks": 9}, "undersampled"),
+        ({"required_blocks": 8, "rejected": [0]}, "contended"),
+        ({"settled": False}, "throttled"),
+    ],
+)
+def test_throttled_stands_between_undersampled_and_unstable(changes: dict[str, object], validity: str) -> None:
+    assert judge(slowed(steady_timing(blocks=8, **changes), *range(8)), EVIDENCE, "fp32") == validity
 
 
 @pytest.mark.parametrize(("spread", "validity"), [(0.04, "valid"), (0.06, "unstable")])
