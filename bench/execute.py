@@ -16,6 +16,8 @@ from bench.process import Worker, WorkerError
 from bench.provision import Provision
 from bench.records import Block, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
+from bench.scenario import PlannedScenario
+from bench.scenario_pass import ScenarioPass
 from bench.selftest import run_selftest, to_facts
 from bench.statistic import judge
 from bench.worker import Job, measurement
@@ -79,6 +81,14 @@ class Execution:
                 if self._anchor:
                     self._folder.note({"anchor_failure": self._anchor.failure})
                     self._anchor.worker.close()
+
+    def run_scenarios(
+        self, cases: Sequence[PlannedCase], plan: Callable[[list[RunRecord]], list[PlannedScenario]]
+    ) -> None:
+        """Drive those of *cases* that were measured through what *plan* makes of their records."""
+        finished = self._folder.finished()
+        records = [finished[planned.case.key] for planned in cases if planned.case.key in finished]
+        ScenarioPass(self._folder, self._job, self._fingerprint).run(plan(records))
 
     def _test_itself(self, cases: Sequence[Case]) -> None:
         """Note what the harness makes of what is known, once a run."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from bench.backends import known_backends
 from bench.backends.base import has_nvidia_driver
 from bench.plan import Sweep, expand_sweep, resolve_threads
+from bench.scenario import suits
 from lensing_models.command_line import Parser, run_main
 from lensing_models.preset import PRESETS, Preset
 
@@ -44,6 +45,10 @@ def build_parser() -> Parser:
     add("--verify", action="store_true", help="check every case once, untimed")
     add("--time-budget", type=float, metavar="S", help="seconds of timed calls a case; default: the preset's")
     add("--target-ci", type=float, default=0.01, metavar="R", help="relative half-width that ends a case; default 0.01")
+    add(
+        "--scenarios", default="", help="comma list of kinds of arrivals, or all, for each measured case; default: none"
+    )
+    add("--p99-ms", type=float, metavar="MS", help="bound of scenario server; default: 5 x the case's p50, rounded up")
     add("--threads", type=int, help="CPU threads of every runtime; default: all cores")
     return parser
 
@@ -63,6 +68,7 @@ def run(argv: Sequence[str]) -> int:
         device=device,
         threads=threads,
         known=known_backends(),
+        scenarios=options.scenarios,
     )
     if options.list:
         print_plan(sweep)
@@ -79,6 +85,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     from bench.measure import BlockPlan, stopwatch, utc_now
     from bench.provision import CACHE, pair_key, provide
     from bench.run_folder import RunFolder, anchor_medians
+    from bench.scenario import EFFORTS, plan_scenarios
 
     preset: Preset = PRESETS[options.preset]
     # Before any runtime starts its pool: OpenMP reads it once.
@@ -116,6 +123,12 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             folder, provision, sizes, workdir=CACHE / "artifacts", fingerprint=environment.fingerprint
         )
         execution.run(sweep.cases)
+        if sweep.scenarios:
+            p99_s = None if options.p99_ms is None else options.p99_ms / 1e3
+            effort = EFFORTS[preset.name]
+            execution.run_scenarios(
+                sweep.cases, lambda records: plan_scenarios(records, sweep.scenarios, effort, p99_s)
+            )
         earlier_s = float(str(folder.facts().get("wall_s") or 0)) if options.resume else 0.0
         folder.note({"wall_s": earlier_s + elapsed(), "finished_at": utc_now(), "anchor": anchor_medians(out)})
     return tell(out, sweep, strict=options.strict)
@@ -127,6 +140,7 @@ def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
 
     from bench.records import RunRecord, read_lines
     from bench.report import build_report, print_tables, write_report
+    from bench.run_folder import read_scenarios
 
     write_report(out)
     # In a log there is no width to obey; 80 columns would cut every name.
@@ -134,15 +148,28 @@ def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
     planned = {planned.case.key for planned in sweep.cases}
     records = {record.case.key: record for record in read_lines(out / "records.jsonl", RunRecord)}
     statuses = [record.status for key, record in records.items() if key in planned]
-    counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("ok", "skipped", "failed"))
-    print(f"{counts}; report: {out / 'report.md'}")
-    return int("failed" in statuses or (strict and "skipped" in statuses))
+    driven = [
+        record.status
+        for (key, scenario), record in read_scenarios(out).items()
+        if key in planned and scenario in sweep.scenarios
+    ]
+    scenarios = f"; scenarios: {count_statuses(driven)}" if driven else ""
+    print(f"{count_statuses(statuses)}{scenarios}; report: {out / 'report.md'}")
+    ends = {*statuses, *driven}
+    return int("failed" in ends or (strict and "skipped" in ends))
+
+
+def count_statuses(statuses: Sequence[str]) -> str:
+    """Return how many of *statuses* are what, e.g. ``3 ok, 1 skipped, 0 failed``."""
+    return ", ".join(f"{statuses.count(status)} {status}" for status in ("ok", "skipped", "failed"))
 
 
 def print_plan(sweep: Sweep) -> None:
-    """Print one line a case: its key, and why it would be skipped."""
+    """Print one line a case: its key, and why it would be skipped or what scenarios it would be driven with."""
     for planned in sweep.cases:
-        print(planned.case.key + (f"  skipped: {planned.skip_reason}" if planned.skip_reason else ""))
+        suited = [name for name in sweep.scenarios if suits(name, planned.case)]
+        scenarios = f"  scenarios: {', '.join(suited)}" if suited else ""
+        print(planned.case.key + (f"  skipped: {planned.skip_reason}" if planned.skip_reason else scenarios))
     skipped = sum(bool(planned.skip_reason) for planned in sweep.cases)
     print(f"{len(sweep.cases)} cases, {skipped} of them skipped")
 
@@ -153,6 +180,10 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--time-budget {options.time_budget}: give seconds, more than 0")
     if not 0 < options.target_ci < 1:
         raise ValueError(f"--target-ci {options.target_ci}: give a fraction between 0 and 1, e.g. 0.01")
+    if options.p99_ms is not None and not options.p99_ms > 0:
+        raise ValueError(f"--p99-ms {options.p99_ms}: give milliseconds, more than 0")
+    if options.verify and options.scenarios:
+        raise ValueError("--verify times nothing, and --scenarios needs the times; leave one of them out")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to complete")
 

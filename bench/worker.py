@@ -18,6 +18,7 @@ from bench.records import Case, Measurement, Parity, Scalar
 if TYPE_CHECKING:
     import torch
 
+    from bench.arrival import Outcome
     from bench.backends.base import Session
     from bench.parity import Outputs
     from lensing_models.network import LensNetwork
@@ -137,6 +138,15 @@ class Bench:
     def block(self) -> tuple[float, ...]:
         """Return the samples of one block [s]."""
         return self._clock.block()
+
+    def scenario(self, name: str, settings: Mapping[str, float], logs: Path) -> Outcome:
+        """Return what scenario *name* makes of the open session; see `bench.scenario`."""
+        from bench.arrival import Arrivals
+
+        arrivals = Arrivals(
+            session=self._open_session(), case=self._case, clock=self._clock, images=self._images, logs=logs
+        )
+        return arrivals.run(name, settings)
 
     def evidence(self) -> tuple[Mapping[str, Scalar], str]:
         """Return the session's evidence and the digest of the inputs it was timed on.
