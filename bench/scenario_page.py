@@ -107,12 +107,12 @@ def _remark(record: ScenarioRecord) -> str:
     """Return what else there is to say on a row, such as its bound or that it was disturbed."""
     metrics, parts = record.metrics, []
     if record.scenario == "server":
-        bound = f"bound on p99 {1e3 * float(str(record.settings['p99_bound_s'])):.4g} ms"
-        parts.append(f"{bound}, {metrics['trials']:.0f} trials")
+        bound_s = float(str(record.settings["p99_bound_s"]))
+        parts.append(f"p99 bound {1e3 * bound_s:.4g} ms, {metrics['trials']:.0f} trials")
     if "ratio_to_back_to_back" in metrics:
         parts.append(f"{cell.significant(metrics['ratio_to_back_to_back'])} x back to back")
     if (load := metrics.get("foreign_load", 0.0)) > FOREIGN_LIMIT:
-        parts.append(f"other work {load:.0%}")
+        parts.append(f"other work {100 * load:.0f} %")
     return "; ".join(parts)
 
 
