@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.loadgen import LoadGenTest, run_test
 from bench.measure import Clock
-from bench.records import Case
-from bench.scenario import burst_calls, search_rate
+from bench.records import Case, Scalar
+from bench.scenario import burst_calls, calibrate, search_rate
 from bench.statistic import FEWEST_SAMPLES
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ LIBRARY_IMAGES = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a scenario gave: the parts of a `ScenarioRecord`, and LoadGen's version where it drove."""
+    """What a scenario gave: the parts of a `ScenarioRecord`, the settings being those that the plan did not know."""
 
     metrics: Mapping[str, float]
     verdict: Literal["VALID", "INVALID", ""] = ""
     reason: str = ""
-    loadgen: str = ""
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +57,16 @@ class Arrivals:
             return self._idle(settings)
         if scenario == "burst":
             return self._burst(settings)
+        # The recorded latency may be one beside other work; a session faster than it would leave
+        # LoadGen without queries.
+        p50_s = min(settings["p50_s"], statistics.median(self.clock.block()))
+        found = calibrate(scenario, p50_s, self.case.batch_size, settings.get("images_per_query", 1))
+        wanted = {**settings, **found}
         if scenario == "server":
-            return self._search(settings)
-        return _outcome(scenario, self._tester(scenario)(settings, self.logs))
+            outcome = self._search(wanted)
+        else:
+            outcome = _outcome(scenario, self._tester(scenario)(wanted, self.logs))
+        return replace(outcome, settings={**found, **outcome.settings})
 
     def _idle(self, settings: Mapping[str, float]) -> Outcome:
         """Return the latency after idling, and its ratio to that of calls just before and after."""
@@ -94,10 +101,10 @@ class Arrivals:
         found = _outcome("server", best)
         metrics = {"trials": len(tried), "target_rate_qps": rate_qps, **found.metrics}
         if valid:
-            return Outcome(metrics=metrics, verdict=found.verdict, loadgen=found.loadgen)
+            return replace(found, metrics=metrics)
         del metrics["rate_qps"]
         reason = f"no rate was valid; at {rate_qps:.3g} a second, the lowest tried: {found.reason}"
-        return Outcome(metrics=metrics, verdict=found.verdict, reason=reason, loadgen=found.loadgen)
+        return replace(found, metrics=metrics, reason=reason)
 
     def _tester(self, scenario: str) -> Callable[[Mapping[str, float], Path], LoadGenTest]:
         """Return what makes a LoadGen test, given its settings and the folder of its logs."""
@@ -119,11 +126,12 @@ class Arrivals:
 
 
 def _outcome(scenario: str, test: LoadGenTest) -> Outcome:
+    """Return what a LoadGen *test* says."""
     return Outcome(
         metrics=read_metrics(scenario, test),
         verdict=test.verdict,
         reason=test.reason,
-        loadgen=test.facts["loadgen_version"],
+        settings={"loadgen": str(test.facts["loadgen_version"])},
     )
 
 

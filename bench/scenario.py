@@ -39,8 +39,8 @@ STREAM_IMAGES = 8
 BURST_IMAGES = 64
 #: Idling before each request of ``idle_gap`` and before each burst [s].
 REST_S = 0.1
-#: Latency that LoadGen is told to expect, over the measured p50: it makes its queries beforehand,
-#: and ends early, INVALID, when it runs out of them.
+#: Latency that LoadGen is told to expect, over the p50: it makes its queries beforehand, and ends
+#: early, INVALID, when it runs out of them.
 EXPECTED = 0.8
 #: Default of the bound on the p99 latency in ``server``, over the p50, before it is rounded up.
 BOUND = 5.0
@@ -147,8 +147,7 @@ def _plan(scenario: str, case: Case, p50_s: float, effort: Effort, p99_s: float 
         return _plan_server(case, p50_s, effort, p99_s)
     if scenario == "offline":
         least = OFFLINE_BATCHES * case.batch_size
-        settings = {"expected_img_s": case.batch_size / (EXPECTED * p50_s), "min_images": least}
-        settings |= {"duration_s": effort.duration_s}
+        settings = {"p50_s": p50_s, "min_images": least, "duration_s": effort.duration_s}
         expected_s = max(2 * effort.duration_s, OFFLINE_BATCHES * p50_s)
     elif scenario == "idle_gap":
         settings = {"rest_s": REST_S, "requests": effort.requests}
@@ -159,8 +158,8 @@ def _plan(scenario: str, case: Case, p50_s: float, effort: Effort, p99_s: float 
     else:
         images, percent = (STREAM_IMAGES, 99) if scenario == "multi_stream" else (1, 90)
         queries = FEWEST_SAMPLES[percent]
-        settings = {"images_per_query": images, "expected_latency_s": EXPECTED * images * p50_s}
-        settings |= {"min_queries": queries, "duration_s": effort.duration_s, "most_s": effort.most_s}
+        settings = {"p50_s": p50_s, "images_per_query": images, "min_queries": queries}
+        settings |= {"duration_s": effort.duration_s, "most_s": effort.most_s}
         expected_s = max(effort.duration_s, min(queries * images * p50_s, effort.most_s))
     return PlannedScenario(case=case, scenario=scenario, settings=settings, expected_s=expected_s)
 
@@ -168,23 +167,32 @@ def _plan(scenario: str, case: Case, p50_s: float, effort: Effort, p99_s: float 
 def _plan_server(case: Case, p50_s: float, effort: Effort, p99_s: float | None) -> PlannedScenario:
     """Return the plan of ``server``: between the least rate that can be judged and one call after the other."""
     queries = FEWEST_SAMPLES[99]
-    least, most = queries / effort.most_s, 1 / p50_s
+    least = queries / effort.most_s
     settings = {
+        "p50_s": p50_s,
         "p99_bound_s": p99_s or round_up(BOUND * p50_s),
         "min_queries": queries,
         "duration_s": effort.duration_s,
         "least_rate_qps": least,
-        "most_rate_qps": most,
         "trials": effort.trials,
     }
     slow = f"{queries} queries take {queries * p50_s:.0f} s or more; this preset allows {effort.most_s:.0f} s a trial"
     return PlannedScenario(
         case=case,
         scenario="server",
-        skip_reason=slow if least >= most else "",
+        skip_reason=slow if least * p50_s >= 1 else "",
         settings=settings,
         expected_s=effort.trials * max(effort.duration_s, min(2 * queries * p50_s, effort.most_s)),
     )
+
+
+def calibrate(scenario: str, p50_s: float, batch_size: int, images_per_query: float = 1) -> dict[str, float]:
+    """Return what LoadGen must be told of a session whose call takes *p50_s* [s]: the settings that no plan knows."""
+    if scenario == "server":
+        return {"most_rate_qps": 1 / p50_s}
+    if scenario == "offline":
+        return {"expected_img_s": batch_size / (EXPECTED * p50_s)}
+    return {"expected_latency_s": EXPECTED * images_per_query * p50_s}
 
 
 def burst_calls(batch_size: int) -> int:

@@ -111,7 +111,7 @@ class ScenarioPass:
             reason=one_line,
             verdict=found.verdict,
             metrics=found.metrics,
-            settings={**plan.settings, **({"loadgen": found.loadgen} if found.loadgen else {})},
+            settings={**plan.settings, **found.settings},
             environment=self._fingerprint,
         )
         self._folder.record_scenario(record)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from bench.scenario import EFFORTS
 from lensing_models.preset import PRESETS, Preset
 from lensing_models.registry import known_architectures
 
@@ -55,6 +57,10 @@ def epochs(preset: Preset) -> str:
             lambda preset: f"{preset.discards}, {preset.block_calls} or more, {preset.block_s} or more",
         ),
         ("seconds of timed calls", lambda preset: f"{preset.case_s:.0f}"),
+        (
+            "scenarios",
+            lambda preset: ", ".join(f"{value:g}" for value in dataclasses.astuple(EFFORTS[preset.name])),
+        ),
     ],
 )
 def test_the_preset_table_is_true(row: str, render: object) -> None:

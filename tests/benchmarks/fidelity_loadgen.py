@@ -22,7 +22,6 @@ from bench.backends.eager import BACKEND
 from bench.measure import BlockPlan, Clock, LoadMeter
 from bench.plan import resolve_threads
 from bench.records import Case
-from bench.scenario import EXPECTED
 from bench.statistic import FEWEST_SAMPLES
 from lensing_models.command_line import Parser, run_main
 from lensing_models.registry import find_architecture, find_task, select_pairs
@@ -64,7 +63,7 @@ def open_arrivals(architecture: str, threads: int, seconds: float, folder: Path)
 
 def measure_pair(arrivals: Arrivals, p50_s: float, seconds: float, *, ours_first: bool) -> Pair:
     """Return how LoadGen's percentiles compare with those of a block of ours, measured next to each other."""
-    settings = {"expected_latency_s": EXPECTED * p50_s, "min_queries": FEWEST_SAMPLES[90], "duration_s": seconds}
+    settings = {"p50_s": p50_s, "min_queries": FEWEST_SAMPLES[90], "duration_s": seconds}
     meter = LoadMeter([], arrivals.case.threads)
     samples = arrivals.clock.block() if ours_first else ()
     theirs = arrivals.run("single_stream", settings).metrics
