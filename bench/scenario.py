@@ -176,7 +176,8 @@ def _plan_server(case: Case, p50_s: float, effort: Effort, p99_s: float | None) 
         "least_rate_qps": least,
         "trials": effort.trials,
     }
-    slow = f"{queries} queries take {queries * p50_s:.0f} s or more; this preset allows {effort.most_s:.0f} s a trial"
+    slow = f"{queries} queries take {queries * p50_s:.0f} s or more at the recorded latency; "
+    slow += f"this preset allows {effort.most_s:.0f} s a trial"
     return PlannedScenario(
         case=case,
         scenario="server",

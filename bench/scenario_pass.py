@@ -90,10 +90,10 @@ class ScenarioPass:
         Raises:
             WorkerError: If the session failed, died or hung.
         """
-        with TemporaryDirectory(dir=self._folder.path, prefix=".loadgen-") as logs:
+        with TemporaryDirectory(prefix="loadgen-") as logs:
             meter = LoadMeter([worker.pid], plan.case.threads)
             outcome: Outcome = worker.ask(
-                "scenario", plan.scenario, dict(plan.settings), Path(logs).resolve(), patience_s=plan.patience_s
+                "scenario", plan.scenario, dict(plan.settings), Path(logs), patience_s=plan.patience_s
             )
             load = meter.read()
         known = {} if math.isnan(load) else {"foreign_load": load}
