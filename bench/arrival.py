@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -97,7 +98,7 @@ class Arrivals:
         bounds = settings["least_rate_qps"], settings["most_rate_qps"]
         tried = search_rate(attempt, *bounds, trials=int(settings["trials"]))
         valid = [pair for pair in tried if pair[1].is_valid]
-        rate_qps, best = max(valid) if valid else min(tried)
+        rate_qps, best = max(valid, key=itemgetter(0)) if valid else min(tried, key=itemgetter(0))
         found = _outcome("server", best)
         metrics = {"trials": len(tried), "target_rate_qps": rate_qps, **found.metrics}
         if valid:
