@@ -119,7 +119,7 @@ def _words(ratios: Sequence[float]) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Compare on each network; return 1 if a median ratio is further from 1 than demanded, 3 if other work disturbed."""
+    """Compare on each network; return 1 if a median ratio is beyond the demand, 3 if other work disturbed."""
     options = build_parser().parse_args(argv)
     if options.pairs < 5 or not options.seconds > 0:
         raise ValueError("give 5 pairs or more, and seconds above 0")
