@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from bench.records import Case
 from bench.table import Place, Row
 
 # Shown beside a task's primary metric where the task has them; `table.csv` holds all.
@@ -83,7 +84,11 @@ def network(row: Row) -> str:
 
 def runtime(row: Row) -> str:
     """Return the backend of *row*, with its variant where that is not the plain one."""
-    case = row.record.case
+    return name_runtime(row.record.case)
+
+
+def name_runtime(case: Case) -> str:
+    """Return the backend of *case*, with its variant where that is not the plain one."""
     return case.backend if case.runtime_variant == "default" else f"{case.backend} ({case.runtime_variant})"
 
 

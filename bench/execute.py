@@ -21,6 +21,8 @@ from bench.process import Oversight, Worker, WorkerError
 from bench.provision import Provision
 from bench.records import Block, Case, Parity, RunRecord, read_ceilings, to_json
 from bench.run_folder import RunFolder
+from bench.scenario import PlannedScenario
+from bench.scenario_pass import ScenarioPass
 from bench.selftest import run_selftest, to_facts
 from bench.statistic import judge
 from bench.worker import Job
@@ -107,6 +109,14 @@ class Execution:
         if ready := self._ready(cases, "ceilings"):
             self._line.say("ceilings")
             self._folder.note({"ceilings": json.loads(to_json(measure_ceilings(self._job(ready[0]))))})
+
+    def run_scenarios(
+        self, cases: Sequence[PlannedCase], plan: Callable[[list[RunRecord]], list[PlannedScenario]]
+    ) -> None:
+        """Drive those of *cases* that were measured through what *plan* makes of their records."""
+        finished = self._folder.finished()
+        records = [finished[planned.case.key] for planned in cases if planned.case.key in finished]
+        ScenarioPass(self._folder, self._job, self._fingerprint, self._oversight).run(plan(records))
 
     def _test_itself(self, cases: Sequence[Case]) -> None:
         """Note what the harness makes of what is known, once a run."""

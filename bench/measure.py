@@ -167,6 +167,21 @@ class Clock:
             calls += 1
         return calls, elapsed()
 
+    def rested(self, calls: int, rest_s: float) -> tuple[float, ...]:
+        """Return the wall times of *calls* inferences, before each of which nothing is asked for *rest_s* [s]."""
+        return tuple(self.burst(1, rest_s) for _ in range(calls))
+
+    def burst(self, calls: int, rest_s: float) -> float:
+        """Return the time until the last of *calls* inferences that are wanted at once is done [s].
+
+        They are made one after the other, after *rest_s* [s] in which nothing is asked for.
+        """
+        time.sleep(rest_s)
+        elapsed = stopwatch()
+        for _ in range(calls):
+            self.call()
+        return elapsed()
+
     def _short_median(self) -> float:
         first = self.call()
         if first >= LONG_CALL_S:

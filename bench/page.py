@@ -36,12 +36,13 @@ NOTES = f"""\
 - `table.csv` holds every row with all digits, `pareto.csv` the members of each frontier."""
 
 
-def render_page(report: Report, picture: str | None) -> str:
+def render_page(report: Report, picture: str | None, sections: Sequence[str] = ()) -> str:
     """Return ``report.md`` of *report*.
 
     Args:
         report: What to tell.
         picture: Name of the picture's file in the same folder; None where nothing was drawn.
+        sections: Parts that stand behind the tables, before what the columns mean.
     """
     parts = [f"# {report.fact('run') or report.folder.name}: accuracy and latency"]
     parts += [f"**{text}**" for text in [reservation(report)] if text]
@@ -51,7 +52,7 @@ def render_page(report: Report, picture: str | None) -> str:
     for place, rows in group_by_place(report.rows.values()).items():
         parts.append(f"## {place[0]} ({cell.machine(place)})")
         parts += [part for part in (_task_table(rows), _throughput(report, place), _left_out(rows)) if part]
-    parts += [*_costs_beside_latency(report), NOTES, *machine.ceiling_section(report)]
+    parts += [*_costs_beside_latency(report), *sections, NOTES, *machine.ceiling_section(report)]
     parts += [_measured(report), *_selftest(report), *_breakdown(report)]
     return "\n\n".join(parts) + "\n"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bench.backends.base import Backend
 from bench.records import Case
+from bench.scenario import parse_scenarios
 from lensing_models.registry import select_pairs, split_names
 from lensing_models.specs import ArchitectureSpec, TaskSpec
 
@@ -27,10 +28,15 @@ class PlannedCase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """The whole plan: cases ordered by task, architecture, backend, precision and batch size."""
+    """The whole plan: cases ordered by task, architecture, backend, precision and batch size.
+
+    Attributes:
+        scenarios: Kinds of arrivals that each measured case is driven with where they suit it.
+    """
 
     pairs: tuple[tuple[TaskSpec, ArchitectureSpec], ...]
     cases: tuple[PlannedCase, ...]
+    scenarios: tuple[str, ...] = ()
 
 
 def expand_sweep(
@@ -43,6 +49,7 @@ def expand_sweep(
     device: str,
     threads: int,
     known: Mapping[str, Backend],
+    scenarios: str = "",
 ) -> Sweep:
     """Return every cell that the comma lists name.
 
@@ -56,6 +63,7 @@ def expand_sweep(
         device: ``cpu`` or ``cuda``.
         threads: CPU threads for every runtime.
         known: The backends by name.
+        scenarios: Kinds of arrivals, ``all``, or nothing.
 
     Raises:
         LookupError: If a name is unknown.
@@ -85,7 +93,9 @@ def expand_sweep(
         for task, architecture, backend, precision, size in cells
     ]
     return Sweep(
-        pairs=tuple(pairs), cases=tuple(PlannedCase(case=case, skip_reason=why_not(case, known)) for case in cases)
+        pairs=tuple(pairs),
+        cases=tuple(PlannedCase(case=case, skip_reason=why_not(case, known)) for case in cases),
+        scenarios=tuple(parse_scenarios(scenarios)),
     )
 
 

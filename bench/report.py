@@ -13,6 +13,8 @@ from rich.table import Table
 from bench import cell, page, readme, sheet
 from bench.picture import draw_picture
 from bench.records import SCHEMA, Environment, RunRecord, from_json, read_lines
+from bench.run_folder import read_scenarios
+from bench.scenario_page import render_scenarios, write_scenarios
 from bench.table import Report, Row, by_batch_and_latency, group_by_place, make_rows
 from lensing_models.command_line import Parser, run_main
 
@@ -44,14 +46,16 @@ def build_report(run_folder: Path) -> Report:
         environment=_read_environment(run_folder / "environment.json"),
         rows=rows,
         frontiers=frontiers,
+        scenarios=tuple(read_scenarios(run_folder).values()),
     )
 
 
 def write_report(run_folder: Path) -> list[Path]:
-    """Write ``table.csv``, ``pareto.csv``, ``pareto.png`` and ``report.md`` into *run_folder*.
+    """Write ``table.csv``, ``pareto.csv``, ``pareto.png`` and ``report.md`` into *run_folder*, and ``scenarios.csv``.
 
     Returns:
-        The files written; without a frontier there is no picture, and an old one is removed.
+        The files written; without a frontier there is no picture, and an old one is removed. Without
+        a scenario there is no ``scenarios.csv``.
 
     Raises:
         ValueError: As `build_report`.
@@ -104,8 +108,12 @@ def _write(report: Report) -> list[Path]:
     drawn = draw_picture(picture, report)
     if not drawn:
         picture.unlink(missing_ok=True)
-    text.write_text(page.render_page(report, picture.name if drawn else None), encoding="utf-8")
-    return [table, pareto, *([picture] if drawn else []), text]
+    sections = render_scenarios(report.scenarios)
+    text.write_text(page.render_page(report, picture.name if drawn else None, sections), encoding="utf-8")
+    scenarios = folder / "scenarios.csv"
+    if report.scenarios:
+        write_scenarios(scenarios, report.scenarios)
+    return [table, pareto, *([picture] if drawn else []), *([scenarios] if report.scenarios else []), text]
 
 
 def _terminal_table(title: str, rows: Sequence[Row]) -> Table:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bench.backends import known_backends
 from bench.backends.base import has_nvidia_driver
 from bench.plan import Sweep, expand_sweep, resolve_threads
+from bench.scenario import suits
 from lensing_models.command_line import Parser, run_main
 from lensing_models.preset import PRESETS, Preset
 
@@ -51,6 +52,10 @@ def build_parser() -> Parser:
     add("--case-timeout", type=float, metavar="S", help="seconds a stage of a case may take; default: the preset's")
     add("--memory-limit", type=float, metavar="GIB", help="memory a worker may use; default: 85 %% of what is free")
     add("--find-largest-batch", action="store_true", help="double the batch until a runtime runs out of memory")
+    add(
+        "--scenarios", default="", help="comma list of kinds of arrivals, or all, for each measured case; default: none"
+    )
+    add("--p99-ms", type=float, metavar="MS", help="bound of scenario server; default: 5 x the case's p50, rounded up")
     add("--threads", type=int, help="CPU threads of every runtime; default: all cores")
     return parser
 
@@ -70,6 +75,7 @@ def run(argv: Sequence[str]) -> int:
         device=device,
         threads=threads,
         known=known_backends(),
+        scenarios=options.scenarios,
     )
     if options.list:
         print_plan(sweep)
@@ -88,6 +94,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     from bench.provision import CACHE, pair_key, provide
     from bench.report import write_page, write_report
     from bench.run_folder import RunFolder, anchor_medians
+    from bench.scenario import EFFORTS, plan_scenarios
     from bench.timetable import Timetable, add_up
 
     timetable = Timetable()
@@ -146,6 +153,12 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             oversight=oversight,
         )
         execution.run(sweep.cases)
+        if sweep.scenarios:
+            p99_s = None if options.p99_ms is None else options.p99_ms / 1e3
+            effort = EFFORTS[preset.name]
+            execution.run_scenarios(
+                sweep.cases, lambda records: plan_scenarios(records, sweep.scenarios, effort, p99_s)
+            )
         folder.note({"finished_at": utc_now(), "anchor": anchor_medians(out)})
         with timetable.spend("report"):
             write_report(out)
@@ -182,21 +195,35 @@ def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
 
     from bench.records import RunRecord, read_lines
     from bench.report import build_report, print_tables
+    from bench.run_folder import read_scenarios
 
     # In a log there is no width to obey; 80 columns would cut every name.
     print_tables(build_report(out), Console(width=None if sys.stdout.isatty() else 150))
     planned = {planned.case.key for planned in sweep.cases}
     records = {record.case.key: record for record in read_lines(out / "records.jsonl", RunRecord)}
     statuses = [record.status for key, record in records.items() if key in planned]
-    counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("ok", "skipped", "failed"))
-    print(f"{counts}; report: {out / 'report.md'}")
-    return int("failed" in statuses or (strict and "skipped" in statuses))
+    driven = [
+        record.status
+        for (key, scenario), record in read_scenarios(out).items()
+        if key in planned and scenario in sweep.scenarios
+    ]
+    scenarios = f"; scenarios: {count_statuses(driven)}" if driven else ""
+    print(f"{count_statuses(statuses)}{scenarios}; report: {out / 'report.md'}")
+    ends = {*statuses, *driven}
+    return int("failed" in ends or (strict and "skipped" in ends))
+
+
+def count_statuses(statuses: Sequence[str]) -> str:
+    """Return how many of *statuses* are what, e.g. ``3 ok, 1 skipped, 0 failed``."""
+    return ", ".join(f"{statuses.count(status)} {status}" for status in ("ok", "skipped", "failed"))
 
 
 def print_plan(sweep: Sweep) -> None:
-    """Print one line a case: its key, and why it would be skipped."""
+    """Print one line a case: its key, and why it would be skipped or what scenarios it would be driven with."""
     for planned in sweep.cases:
-        print(planned.case.key + (f"  skipped: {planned.skip_reason}" if planned.skip_reason else ""))
+        suited = [name for name in sweep.scenarios if suits(name, planned.case)]
+        scenarios = f"  scenarios: {', '.join(suited)}" if suited else ""
+        print(planned.case.key + (f"  skipped: {planned.skip_reason}" if planned.skip_reason else scenarios))
     skipped = sum(bool(planned.skip_reason) for planned in sweep.cases)
     print(f"{len(sweep.cases)} cases, {skipped} of them skipped")
 
@@ -211,6 +238,10 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--memory-limit {options.memory_limit}: give GiB, more than 0")
     if not 0 < options.target_ci < 1:
         raise ValueError(f"--target-ci {options.target_ci}: give a fraction between 0 and 1, e.g. 0.01")
+    if options.p99_ms is not None and not options.p99_ms > 0:
+        raise ValueError(f"--p99-ms {options.p99_ms}: give milliseconds, more than 0")
+    if options.verify and options.scenarios:
+        raise ValueError("--verify times nothing, and --scenarios needs the times; leave one of them out")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to complete")
 

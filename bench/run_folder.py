@@ -11,7 +11,17 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from bench.records import Block, Environment, RunRecord, Scalar, append_line, from_json, read_lines, to_json
+from bench.records import (
+    Block,
+    Environment,
+    RunRecord,
+    Scalar,
+    ScenarioRecord,
+    append_line,
+    from_json,
+    read_lines,
+    to_json,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +62,7 @@ class RunFolder:
         except OSError as error:
             raise OSError(f"cannot write to --out {path}: {error.strerror or error}") from error
         if resume:
-            for name in ("records.jsonl", "blocks.jsonl"):
+            for name in ("records.jsonl", "blocks.jsonl", "scenarios.jsonl"):
                 self._trim(name)
         if not resume and self.records_file.exists():
             self._lock.release()
@@ -113,6 +123,10 @@ class RunFolder:
         """Append a block to ``blocks.jsonl``."""
         append_line(self.path / "blocks.jsonl", BlockRow(case=case, group=group, block=block))
 
+    def record_scenario(self, record: ScenarioRecord) -> None:
+        """Append *record* to ``scenarios.jsonl``."""
+        append_line(self.path / "scenarios.jsonl", record)
+
     def finished(self) -> dict[str, RunRecord]:
         """Return the records of an earlier attempt by case key; a failed case is tried again."""
         if not self.records_file.exists():
@@ -135,6 +149,17 @@ class RunFolder:
         unfinished = self.path / f".{name}.unfinished"
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(self.path / name)
+
+
+def read_scenarios(path: Path) -> dict[tuple[str, str], ScenarioRecord]:
+    """Return the last record of each scenario in the folder *path* by case key and scenario; empty if there is none.
+
+    Raises:
+        ValueError: If a record is damaged.
+    """
+    lines = path / "scenarios.jsonl"
+    records = read_lines(lines, ScenarioRecord) if lines.exists() else ()
+    return {(record.case.key, record.scenario): record for record in records}
 
 
 def anchor_medians(path: Path) -> Mapping[str, Scalar]:

@@ -27,7 +27,7 @@ FIRST_QUALITY = ("auc", "accuracy", "mse")
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write one line a row to the CSV file *path*."""
     columns = _columns(rows)
-    _write_csv(path, list(columns), ([read(row) for read in columns.values()] for row in rows))
+    write_csv(path, list(columns), ([read(row) for read in columns.values()] for row in rows))
 
 
 def write_frontiers(path: Path, rows: Mapping[str, Row], frontiers: Sequence[Frontier]) -> None:
@@ -39,7 +39,7 @@ def write_frontiers(path: Path, rows: Mapping[str, Row], frontiers: Sequence[Fro
             case: list[Cell] = [getattr(row.record.case, name) for name in CASE_COLUMNS]
             values: list[Cell] = [found.x.name, row.cost[found.x.name], found.y.name, row.quality(found.y.name)]
             lines.append([found.name, found.kind, rank, *case, *values, row.record.validity])
-    _write_csv(path, header, lines)
+    write_csv(path, header, lines)
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], Cell]]:
@@ -92,7 +92,8 @@ def _timing_fact(name: str, row: Row) -> Cell:
     return facts[name]
 
 
-def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Cell]]) -> None:
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Cell]]) -> None:
+    """Write *header* and *lines* to the CSV file *path*."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.metrics import COST_METRICS, known_cost_metrics
 from bench.pareto import Directed, Point, frontier
-from bench.records import Environment, RunRecord, Validity
+from bench.records import Environment, RunRecord, ScenarioRecord, Validity
 from bench.statistic import judge
 from lensing_models.metrics import known_metrics
 from lensing_models.registry import explain_unknown
@@ -89,6 +89,7 @@ class Report:
         about: Facts of ``run.json``: what was run, when, with which command.
         environment: Where the run was made; None where the folder does not say.
         rows: Rows by case key, in the order of the plan.
+        scenarios: What was measured under other arrivals; empty where none was asked for.
     """
 
     folder: Path
@@ -96,6 +97,7 @@ class Report:
     environment: Environment | None
     rows: Mapping[str, Row]
     frontiers: tuple[Frontier, ...]
+    scenarios: tuple[ScenarioRecord, ...] = ()
 
     @property
     def skies(self) -> Mapping[str, str]:

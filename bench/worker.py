@@ -22,6 +22,7 @@ from bench.saturate import IN_FLIGHT, Saturation
 if TYPE_CHECKING:
     import torch
 
+    from bench.arrival import Outcome
     from bench.backends.base import Session
     from bench.ceiling import Size
     from bench.device_state import Reading
@@ -160,7 +161,10 @@ class Bench:
         """Call until the times settle, and on CUDA the clocks; see `Clock.warm_up`."""
         from bench.device_state import open_monitor
 
-        return self._open_clock().warm_up(open_monitor().sm_clock_mhz if self._case.device == "cuda" else None)
+        clock = self._open_clock()
+        if isinstance(clock, Saturation):  # its session's clocks are warm: the latency was measured just before
+            return clock.warm_up()
+        return clock.warm_up(open_monitor().sm_clock_mhz if self._case.device == "cuda" else None)
 
     def block(self) -> tuple[float, ...]:
         """Return the samples of one block [s]."""
@@ -176,7 +180,7 @@ class Bench:
         """Return the energy of calls back to back over *window_s* [s], or why there is none."""
         from bench.energy import measure_energy
 
-        return measure_energy(self._open_clock(), self._case.device, self._case.batch_size, window_s)
+        return measure_energy(self._latency_clock(), self._case.device, self._case.batch_size, window_s)
 
     def ceiling(self, kind: str, size: Size | None) -> float:
         """Return the most that this device does of *kind* a second; no session is needed."""
@@ -189,6 +193,15 @@ class Bench:
         from bench.arithmetic import count_flop
 
         return count_flop(load_network(self._job), self._images[:1])
+
+    def scenario(self, name: str, settings: Mapping[str, float], logs: Path) -> Outcome:
+        """Return what scenario *name* makes of the open session; see `bench.scenario`."""
+        from bench.arrival import Arrivals
+
+        arrivals = Arrivals(
+            session=self._open_session(), case=self._case, clock=self._latency_clock(), images=self._images, logs=logs
+        )
+        return arrivals.run(name, settings)
 
     def evidence(self) -> tuple[Mapping[str, Scalar], str]:
         """Return the session's evidence and the digest of the inputs it was timed on.
@@ -263,6 +276,13 @@ class Bench:
         """Return what times the open session; made late, for a large batch may have no room for the buffers."""
         self._clock = self._clock or Clock(self._open_session(), self._inputs(), self._job.plan)
         return self._clock
+
+    def _latency_clock(self) -> Clock:
+        """Return what times the open session one request at a time."""
+        clock = self._open_clock()
+        if not isinstance(clock, Clock):
+            raise RuntimeError("the open session is made for several requests at once")
+        return clock
 
     def _open_session(self) -> Session:
         if self._session is None:

@@ -24,6 +24,8 @@ TELLING = (
     "bench.report",
     "bench.run",
     "bench.plan",
+    "bench.scenario",
+    "bench.scenario_page",
 )
 BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export"}
 #: The builder of TensorRT engines is that backend's own second module.

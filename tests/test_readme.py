@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from bench.scenario import EFFORTS
 from lensing_models.preset import PRESETS, Preset
 from lensing_models.registry import known_architectures
 
@@ -59,6 +61,10 @@ def epochs(preset: Preset) -> str:
         ("share of blocks", lambda preset: str(preset.saturated_share)),
         ("timed calls from end to end", lambda preset: str(preset.end_to_end_calls)),
         ("seconds of calls over which energy", lambda preset: f"{preset.energy_s:.0f}"),
+        (
+            "scenarios",
+            lambda preset: ", ".join(f"{value:g}" for value in dataclasses.astuple(EFFORTS[preset.name])),
+        ),
     ],
 )
 def test_the_preset_table_is_true(row: str, render: object) -> None:

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.records import RunRecord, read_ceilings, read_lines
+from bench.records import RunRecord, ScenarioRecord, read_ceilings, read_lines
 from lensing_models.checkpoint import Card, write_checkpoint
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
@@ -26,6 +27,8 @@ from lensing_models.registry import find_architecture, find_task
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = ("wrong", "nan", "crash", "unbuildable", "fallback", "greedy", "shape", "raising", "leak", "hang")
+#: Known to every run, but part of none that names `PLANTED`.
+UNSERVABLE = "unservable"
 COLUMNS = (
     "task,architecture,backend,precision,batch_size,device,threads,variant,status,reason,validity,latency_p50_s,"
     "latency_p50_low_s,latency_p50_high_s,throughput_img_s,auc,accuracy,mse,on_frontier"
@@ -46,7 +49,7 @@ class Bench:
         return [sys.executable, "-m", "bench.run", *fixed, *given, "--time-budget", "0.4", *more]
 
     def environment(self) -> dict[str, str]:
-        planted = ",".join(f"tests.bench.planted.{name}" for name in PLANTED)
+        planted = ",".join(f"tests.bench.planted.{name}" for name in (*PLANTED, UNSERVABLE))
         return {**os.environ, "LENSING_BENCH_BACKENDS": planted, "PYTHONPATH": str(ROOT)}
 
     def run(self, out: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -228,6 +231,22 @@ def test_a_second_run_into_the_folder_is_refused(bench: Bench, planted_run: subp
     assert "--resume" in answer.stderr
 
 
+@pytest.mark.skipif(find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed")
+def test_a_scenario_that_raises_spoils_no_latency_and_the_rest_is_driven(bench: Bench) -> None:
+    options = ["--threads", "1", "--precisions", "fp32", "--batch-sizes", "1", "--scenarios", "single_stream,burst"]
+
+    answer = bench.run("driven", "--backends", "planted_unservable", *options)
+
+    (record,) = bench.records("driven")
+    driven = {each.scenario: each for each in read_lines(bench.cwd / "driven" / "scenarios.jsonl", ScenarioRecord)}
+    assert answer.returncode == 1, answer.stderr
+    assert record.status == "ok"
+    assert driven["single_stream"].status == "failed"
+    assert "the planted session serves nobody" in driven["single_stream"].reason
+    assert driven["burst"].status == "ok"
+    assert "scenarios: 1 ok, 0 skipped, 1 failed" in answer.stdout
+
+
 def test_trt_and_onnx_do_what_they_say(bench: Bench) -> None:
     answer = bench.run("main", "--backends", "trt,onnx", "--batch-sizes", "1", "--precisions", "fp32")
 
@@ -318,6 +337,9 @@ def test_under_foreign_load_a_run_ends_and_says_so(bench: Bench) -> None:
         (("--target-ci", "5"), "between 0 and 1"),
         (("--case-timeout", "0"), "more than 0"),
         (("--memory-limit", "-1"), "more than 0"),
+        (("--scenarios", "sever"), "Did you mean 'server'?"),
+        (("--p99-ms", "0"), "more than 0"),
+        (("--scenarios", "all", "--verify"), "leave one of them out"),
         (("--resume",), "nothing to resume"),
         (("--out", "/dev/null/run"), "cannot write to --out"),
         (("--data", "nowhere"), "manifest.json"),

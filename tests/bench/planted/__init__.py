@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class PlantedSession(LocalSession):
             outputs: torch.Tensor = self._network(images)
         if self._fault == "planted_crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self._fault == "planted_unservable" and "mlperf_loadgen" in sys.modules:
+            raise RuntimeError("the planted session\nserves nobody")
         if self._fault == "planted_nan":
             outputs[0, 0] = float("nan")
         if self._fault == "planted_shape":

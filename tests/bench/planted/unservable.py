@@ -1,0 +1,3 @@
+from tests.bench.planted import plant
+
+BACKEND = plant("planted_unservable")
