@@ -17,7 +17,7 @@ from lensing_models.precision import set_tf32
 if TYPE_CHECKING:
     import torch
 
-    from bench.worker import Job
+    from bench.job import Job
 
 #: Precisions of the matrix product that torch has on a device.
 PRECISIONS: Mapping[str, tuple[str, ...]] = {

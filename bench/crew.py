@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench.answer import Opened, Scored
+from bench.job import Job
 from bench.largest import Largest
 from bench.parity import PARITY_IMAGES, worse_of
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import Case, Measurement, Parity, RunRecord, Scalar
-from bench.worker import Job
 
 #: Fewest images on which a session that is timed is compared; the scored one is on `PARITY_IMAGES`.
 COMPARED_IMAGES = 16

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.backends import known_backends
-from bench.ceiling import measure_ceilings
 from bench.crew import Crew, score_together
 from bench.energy import ask_energy
 from bench.experiment import Extras, Findings, gather, saturate_together, time_end_to_end
 from bench.interleave import Limits, Member, measure_group
+from bench.job import Job
 from bench.largest import find_largest_batch, open_alone
+from bench.machine_facts import read_ceilings
 from bench.measure import BlockPlan, utc_now
 from bench.plan import PlannedCase, split_sets
+from bench.preliminary import Preliminaries
 from bench.process import Oversight, Worker, WorkerError
 from bench.provision import Provision
-from bench.records import Block, Case, Parity, RunRecord, read_ceilings, to_json
+from bench.records import Block, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
 from bench.scenario import PlannedScenario
 from bench.scenario_pass import ScenarioPass
-from bench.selftest import run_selftest, to_facts
 from bench.statistic import judge
-from bench.worker import Job
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
 
@@ -72,7 +71,8 @@ class Execution:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
         self._fingerprint, self._oversight = fingerprint, oversight
         self._anchor: Member | None = None
-        self._flop: dict[tuple[str, str], float] = {}
+        self._flop: dict[tuple[str, str], float | None] = {}
+        self._preliminaries = Preliminaries(folder, self._job, oversight)
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
         """Leave a record for each of *cases* that has none; finished ones are not touched.
@@ -89,8 +89,8 @@ class Execution:
         scored = {record.case.worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
             if self._sizes.timed:
-                self._test_itself(todo)
-                self._find_ceilings(todo)
+                self._preliminaries.test_harness(self._ready(todo), self._line.say)
+                self._preliminaries.find_ceilings(self._ready(todo), self._line.say)
             try:
                 for pair in dict.fromkeys((case.task, case.network) for case in todo):
                     self._run_pair([case for case in todo if (case.task, case.network) == pair], scored)
@@ -99,16 +99,9 @@ class Execution:
                     self._folder.note({"anchor_failure": self._anchor.failure})
                     self._anchor.worker.close()
 
-    def _ready(self, cases: Sequence[Case], fact: str) -> list[Case]:
-        """Return those of *cases* that have a network; none where the run has noted *fact* already."""
-        known = self._provision.checkpoints
-        return [] if fact in self._folder.facts() else [case for case in cases if (case.task, case.network) in known]
-
-    def _find_ceilings(self, cases: Sequence[Case]) -> None:
-        """Note the most that the device does, once a run."""
-        if ready := self._ready(cases, "ceilings"):
-            self._line.say("ceilings")
-            self._folder.note({"ceilings": json.loads(to_json(measure_ceilings(self._job(ready[0]))))})
+    def _ready(self, cases: Sequence[Case]) -> list[Case]:
+        """Return those of *cases* that have a network."""
+        return [case for case in cases if (case.task, case.network) in self._provision.checkpoints]
 
     def run_scenarios(
         self, cases: Sequence[PlannedCase], plan: Callable[[list[RunRecord]], list[PlannedScenario]]
@@ -117,18 +110,6 @@ class Execution:
         finished = self._folder.finished()
         records = [finished[planned.case.key] for planned in cases if planned.case.key in finished]
         ScenarioPass(self._folder, self._job, self._fingerprint, self._oversight).run(plan(records))
-
-    def _test_itself(self, cases: Sequence[Case]) -> None:
-        """Note what the harness makes of what is known, once a run."""
-        if not (ready := self._ready(cases, "selftest")):
-            return
-        self._line.say("self-test")
-        try:
-            with self._oversight.timetable.spend("self-test"):
-                facts = to_facts(run_selftest(self._job(ready[0])))
-        except WorkerError as error:
-            facts = {"complaints": [f"it failed: {error}"]}
-        self._folder.note({"selftest": facts})
 
     def _finished(self, cases: Sequence[PlannedCase]) -> dict[str, RunRecord]:
         """Return the records that stand: measured, if this run measures, or skipped for today's reason."""
@@ -151,7 +132,7 @@ class Execution:
             self._fail_all(cases, "the fit of its network failed and left no checkpoint")
             return
         if self._sizes.timed:
-            self._count_flop(cases[0])
+            self._flop[cases[0].task, cases[0].network] = self._preliminaries.count_flop(cases[0], self._line.say)
         names = split_sets(list(dict.fromkeys(case.worker_key for case in cases)), MOST_WORKERS)
         for turn, keys in enumerate(names):
             chosen = [case for case in cases if case.worker_key in keys]
@@ -161,16 +142,6 @@ class Execution:
                 for size in sorted(sizes, key=lambda size: size == max(sizes)):
                     group = [case for case in chosen if case.batch_size == size]
                     self._run_group(f"{keys[0]}+{len(keys) - 1}/b{size}", group, crews, is_largest=size == max(sizes))
-
-    def _count_flop(self, case: Case) -> None:
-        """Count the arithmetic of the network of *case*, in a process of its own, whose memory is not measured."""
-        worker = Worker(self._job(case))
-        try:
-            self._flop[case.task, case.network] = worker.ask("flop_per_image")
-        except WorkerError as error:
-            self._line.say(f"operations of {case.network} not counted: {error}")
-        finally:
-            worker.close()
 
     @contextmanager
     def _crews(

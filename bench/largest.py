@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import psutil
 
 from bench.answer import Opened
+from bench.job import Job
 from bench.memory import is_out_of_memory
 from bench.process import Worker, WorkerError
 from bench.records import Case
-from bench.worker import Job
 
 #: Share of the memory that the machine has to spare which a batch may take on the CPU: beyond it the
 #: system would end processes, and not necessarily ours.

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench import cell
-from bench.machine_facts import DeviceState, Energy
-from bench.records import RunRecord, read_ceilings
+from bench.machine_facts import DeviceState, Energy, read_ceilings
+from bench.records import RunRecord
 from bench.statistic import counted_blocks
 from bench.table import Report, Row
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from bench.json_lines import from_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,3 +67,9 @@ class Ceilings:
     matmul_flop_s: Mapping[str, float] = field(default_factory=dict)
     copy_b_s: float | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_ceilings(about: Mapping[str, object]) -> Ceilings:
+    """Return the ceilings in *about*, the facts of ``run.json``; empty ones where there are none."""
+    facts = about.get("ceilings")
+    return from_json(Ceilings, json.dumps(facts)) if isinstance(facts, Mapping) else Ceilings(device="", threads=0)

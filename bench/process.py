@@ -13,9 +13,10 @@ from typing import Any
 
 import psutil
 
+from bench.job import Job
 from bench.measure import stopwatch
 from bench.timetable import OTHER, Timetable
-from bench.worker import Job, serve
+from bench.worker import serve
 
 #: Seconds between two looks at a worker that is at work.
 WATCH_S = 0.2

@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import cell, page, readme, sheet
+from bench.json_lines import from_json, read_lines
 from bench.picture import draw_picture
-from bench.records import SCHEMA, Environment, RunRecord, from_json, read_lines
+from bench.records import SCHEMA, Environment, RunRecord
 from bench.run_folder import read_scenarios
 from bench.scenario_page import render_scenarios, write_scenarios
 from bench.table import Report, Row, by_batch_and_latency, group_by_place, make_rows

@@ -193,7 +193,8 @@ def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
     """Print the tables of the run in *out*, and return the exit code."""
     from rich.console import Console
 
-    from bench.records import RunRecord, read_lines
+    from bench.json_lines import read_lines
+    from bench.records import RunRecord
     from bench.report import build_report, print_tables
     from bench.run_folder import read_scenarios
 

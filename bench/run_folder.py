@@ -11,17 +11,8 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from bench.records import (
-    Block,
-    Environment,
-    RunRecord,
-    Scalar,
-    ScenarioRecord,
-    append_line,
-    from_json,
-    read_lines,
-    to_json,
-)
+from bench.json_lines import append_line, from_json, read_lines, to_json
+from bench.records import Block, Environment, RunRecord, Scalar, ScenarioRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 from bench.answer import Opened
 from bench.arrival import Outcome
 from bench.crew import COMPARED_IMAGES
+from bench.job import Job
 from bench.measure import LoadMeter, utc_now
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import Case, ScenarioRecord, Status
 from bench.run_folder import RunFolder, read_scenarios
 from bench.scenario import PlannedScenario
-from bench.worker import Job
 from lensing_models.progress import ProgressLine
 
 

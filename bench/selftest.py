@@ -11,11 +11,12 @@ from pathlib import Path
 
 from bench.control import CONTROL, TRUTHS
 from bench.interleave import Limits, Member, measure_group
+from bench.job import Job
+from bench.json_lines import to_json
 from bench.measure import BlockPlan
 from bench.process import Worker, WorkerError
-from bench.records import Block, Timing, to_json
+from bench.records import Block, Timing
 from bench.statistic import Interval, latency_p50, latency_ratio
-from bench.worker import Job
 from lensing_models.command_line import Parser, run_main
 
 BLOCK = BlockPlan(block_s=0.1, calls=5, discards=2, warmup_s=1.0)

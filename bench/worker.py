@@ -6,17 +6,18 @@ import hashlib
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.answer import Opened, Scored
 from bench.control import CONTROL
+from bench.job import Job, load_network, load_test_images, write_reference
 from bench.machine_facts import Energy
-from bench.measure import BlockPlan, Clock, stopwatch
+from bench.measure import Clock, stopwatch
 from bench.memory import PeakMeter, explain
-from bench.records import Case, Parity, Scalar
+from bench.records import Parity, Scalar
 from bench.saturate import IN_FLIGHT, Saturation
 
 if TYPE_CHECKING:
@@ -27,33 +28,9 @@ if TYPE_CHECKING:
     from bench.ceiling import Size
     from bench.device_state import Reading
     from bench.parity import Outputs
-    from lensing_models.network import LensNetwork
 
 #: Buffers of real test images that the timed calls take in turn.
 INPUT_BUFFERS = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What one worker works on.
-
-    Attributes:
-        case: The first of its cases; the others differ in the batch size.
-        checkpoint: Weights; None for random ones, whose speed is the same (the anchor).
-        store: Folder of the data set.
-        workdir: Folder of exported files and engines.
-        reference: File of the reference outputs of the first test images; None for the anchor.
-        outputs: File for the outputs of the whole test split.
-        plan: How long a block is.
-    """
-
-    case: Case
-    checkpoint: Path | None
-    store: Path
-    workdir: Path
-    reference: Path | None
-    outputs: Path
-    plan: BlockPlan
 
 
 class Bench:
@@ -288,42 +265,6 @@ class Bench:
         if self._session is None:
             raise RuntimeError("no session is open")
         return self._session
-
-
-def load_test_images(store: Path) -> torch.Tensor:
-    """Return the test images (N, C, H, W) float32 in [0, 1] of the data set in *store*."""
-    from lensing_models.data.preprocess import scale_to_unit
-    from lensing_models.data.store import open_store
-
-    opened = open_store(store)
-    return scale_to_unit(opened.counts(opened.indices("test")))
-
-
-def load_network(job: Job) -> LensNetwork:
-    """Return the job's network, fp32 on the CPU."""
-    import torch
-
-    from lensing_models.checkpoint import load_checkpoint
-    from lensing_models.registry import find_architecture, find_task
-
-    if job.checkpoint is not None:
-        return load_checkpoint(job.checkpoint)[0]
-    torch.manual_seed(0)
-    return find_architecture(job.case.network).build(find_task(job.case.task))
-
-
-def write_reference(job: Job, threads: int) -> None:
-    """Compute the reference outputs of the first test images and write them to the job's file."""
-    import numpy as np
-    import torch
-
-    from bench.parity import PARITY_IMAGES, compute_reference
-
-    torch.set_num_threads(threads)
-    if job.reference is None:
-        raise ValueError("the job names no file for the reference")
-    images = load_test_images(job.store)[:PARITY_IMAGES]
-    np.save(job.reference, compute_reference(load_network(job), images, job.case.device))
 
 
 def serve(connection: Connection, job: Job) -> None:

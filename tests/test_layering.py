@@ -16,6 +16,7 @@ BACKENDS = sorted(path for path in (ROOT / "bench" / "backends").glob("*.py") if
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt", "timm", "lightning")
 TELLING = (
     "bench.records",
+    "bench.json_lines",
     "bench.machine_facts",
     "bench.machine",
     "bench.metrics",

@@ -7,18 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.records import (
-    Block,
-    Case,
-    Environment,
-    Measurement,
-    Parity,
-    RunRecord,
-    Stages,
-    Timing,
-    append_line,
-    to_json,
-)
+from bench.json_lines import append_line, to_json
+from bench.records import Block, Case, Environment, Measurement, Parity, RunRecord, Stages, Timing
 
 QUALITY = {
     "substructure": {"auc": 0.9871, "accuracy": 0.9363, "log_loss": 0.21},

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.ceiling import BLOCK, PRECISIONS, Copy, Product, Size, best_rate, measure_ceilings, size_for
-from bench.worker import Job
+from bench.job import Job
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
 from lensing_models.registry import find_task

@@ -7,8 +7,8 @@ import torch
 from bench.backends.base import LocalSession
 from bench.end_to_end import FEWEST_CALLS, make_steps, time_stages
 from bench.experiment import STAGES
+from bench.job import load_test_images
 from bench.measure import rest, time_chain
-from bench.worker import load_test_images
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
 from lensing_models.preset import Split

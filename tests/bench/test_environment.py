@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from bench.environment import _frequency, describe_environment, fingerprint
-from bench.records import Environment, from_json, to_json
+from bench.json_lines import from_json, to_json
+from bench.records import Environment
 
 MACHINE = {"processor": "EPYC", "cores": 2, "memory_bytes": 24 * 2**30}
 

@@ -6,11 +6,11 @@ import pytest
 
 from bench import largest
 from bench.answer import Opened
+from bench.job import Job
 from bench.largest import MOST_BATCH, Largest, find_largest_batch
 from bench.memory import Peak
 from bench.process import WorkerError
 from bench.records import Case
-from bench.worker import Job
 from tests.bench.conftest import make_case
 
 A_GIB = 2**30

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.json_lines import from_json, to_json
 from bench.machine import describe_ceilings, device_lines, energy_lines
-from bench.machine_facts import Ceilings, DeviceState, Energy
-from bench.records import RunRecord, from_json, read_ceilings, to_json
+from bench.machine_facts import Ceilings, DeviceState, Energy, read_ceilings
+from bench.records import RunRecord
 from bench.report import write_report
 from tests.bench.sample_run import make_case, make_record, make_timing, steady, write_run
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.job import Job
 from bench.measure import BlockPlan
 from bench.process import Oversight, Worker, WorkerError, default_memory_limit
-from bench.worker import Job
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
 from lensing_models.registry import find_task

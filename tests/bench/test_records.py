@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import Case, Parity, RunRecord, append_line, from_json, read_lines, to_json
+from bench.json_lines import append_line, from_json, read_lines, to_json
+from bench.records import Case, Parity, RunRecord
 from tests.bench.sample_run import make_case, make_record, make_stages, make_timing
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.records import RunRecord, ScenarioRecord, read_ceilings, read_lines
+from bench.json_lines import read_lines
+from bench.machine_facts import read_ceilings
+from bench.records import RunRecord, ScenarioRecord
 from lensing_models.checkpoint import Card, write_checkpoint
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import Block, Environment, RunRecord, append_line
+from bench.json_lines import append_line
+from bench.records import Block, Environment, RunRecord
 from bench.run_folder import RunFolder, anchor_medians
 from tests.bench.conftest import make_case
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.answer import Opened
 from bench.arrival import Arrivals, Outcome, read_metrics
 from bench.backends.base import LocalSession
 from bench.control import TRUTHS, ControlSession
+from bench.json_lines import read_lines
 from bench.loadgen import LoadGenTest, read_log
 from bench.measure import BlockPlan, Clock
-from bench.process import WorkerError
-from bench.records import Scalar, ScenarioRecord, read_lines
+from bench.process import Oversight, WorkerError
+from bench.records import Scalar, ScenarioRecord
 from bench.run_folder import RunFolder
 from bench.scenario import (
     EFFORTS,
@@ -34,7 +36,6 @@ from bench.scenario import (
     suits,
 )
 from bench.scenario_pass import ScenarioPass
-from bench.worker import Opened
 from lensing_models.preset import PRESETS
 from tests.bench.sample_run import make_case, make_record, steady
 
@@ -370,7 +371,7 @@ def run_pass(
     """Run *planned* and return what was asked of the workers."""
     script = Script([], fails_at)
     monkeypatch.setattr("bench.scenario_pass.Worker", script)
-    ScenarioPass(folder, lambda case: None, "f").run(planned)  # type: ignore[arg-type,return-value]  # nobody reads a job
+    ScenarioPass(folder, lambda case: None, "f", Oversight()).run(planned)  # type: ignore[arg-type,return-value]  # nobody reads a job
     return script.asked
 
 

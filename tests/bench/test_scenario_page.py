@@ -3,7 +3,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from bench.records import ScenarioRecord, append_line
+from bench.json_lines import append_line
+from bench.records import ScenarioRecord
 from bench.report import write_report
 from tests.bench.sample_run import make_case, make_record, write_run
 

@@ -10,9 +10,9 @@ import torch
 
 from bench.control import CONTROL, TRUTHS
 from bench.interleave import Limits
+from bench.job import Job
 from bench.selftest import SelfTest, are_passed, control_job, render, run_selftest, time_controls
 from bench.statistic import Interval
-from bench.worker import Job
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
 from lensing_models.registry import find_architecture, find_task

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.json_lines import from_json, to_json
 from bench.measure import utc_now
-from bench.records import Environment, from_json, to_json
+from bench.records import Environment
 
 Document = Mapping[str, Any]  # JSON of pytest-benchmark
 
