@@ -15,7 +15,7 @@ UNCONVERGED = "*(unconverged)*: its fit was cut short to save time; such quality
 
 #: What the parts of a run's wall time are called; others go by their own names.
 WORK = {
-    "build": "build (export, compile, load)",
+    "build": "build (export, compile, load, first calls)",
     "quality": "quality (reference, scoring)",
     "measuring": "measuring (blocks that count, the anchor)",
     "rejected": "measuring (rejected blocks)",

@@ -337,13 +337,13 @@ class Script:
     fails_at: str = ""
     pid: int = 1
 
-    def __call__(self, job: object) -> Script:
+    def __call__(self, job: object, oversight: object) -> Script:
         self.asked.append("start")
         return self
 
     def ask(self, name: str, *arguments: object, patience_s: float = 0.0) -> object:
         if name == "open":
-            return Opened(build_s=0.0, artifact_bytes=None, parity=None, failure="")
+            return Opened(prepare_s=0.0, artifact_bytes=None, parity=None, failure="")
         self.asked.append(str(arguments[0]))
         if arguments[0] == self.fails_at:
             raise WorkerError("the process died in scenario: SIGSEGV")
