@@ -274,7 +274,7 @@ def test_page_shows_where_the_time_went(tmp_path: Path) -> None:
 
     text = (run / "report.md").read_text(encoding="utf-8")
     assert text.endswith(
-        "| fit | 30.0 | 75% |\n| build (export, compile, load) | 10.0 | 25% |\n| scenario | 0.0 | 0% |\n"
+        "| fit | 30.0 | 75% |\n| build (export, compile, load, first calls) | 10.0 | 25% |\n| scenario | 0.0 | 0% |\n"
         "| other (imports, processes, records) | 0.0 | 0% |\n| all | 40.0 |  |\n"
     )
 
