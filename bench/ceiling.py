@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.backends.base import LocalSession
 from bench.machine_facts import Ceilings
 from bench.measure import BlockPlan, Clock
-from bench.process import Worker, WorkerError
+from bench.process import Oversight, Worker, WorkerError
 from bench.records import Scalar
 from lensing_models.precision import set_tf32
 
@@ -140,14 +140,16 @@ def best_rate(session: Product | Copy) -> float:
     return session.work / min(statistics.median(clock.block()) for _ in range(BLOCKS))
 
 
-def measure_ceilings(job: Job, size: Size | None = None) -> Ceilings:
+def measure_ceilings(job: Job, size: Size | None = None, oversight: Oversight | None = None) -> Ceilings:
     """Return the ceilings of the device of *job*, measured in a process of their own, by work of *size*."""
     kinds = (*PRECISIONS[job.case.device], COPY)
     found: dict[str, float] = {}
     failures: dict[str, str] = {}
-    worker = Worker(job)
+    worker = Worker(job, oversight)
     try:
         for kind in kinds:
+            if worker.ended:  # one kind that a device cannot do is not to cost the others
+                worker = worker.restarted()
             try:
                 found[kind] = worker.ask("ceiling", kind, size, patience_s=PATIENCE_S)
             except WorkerError as error:

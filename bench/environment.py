@@ -25,6 +25,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
     "openvino",
+    "mlcommons-loadgen",
     "tensorrt",
     "numpy",
 )

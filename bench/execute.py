@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -96,8 +97,9 @@ class Execution:
                     self._run_pair([case for case in todo if (case.task, case.network) == pair], scored)
             finally:
                 if self._anchor:
-                    self._folder.note({"anchor_failure": self._anchor.failure})
                     self._anchor.worker.close()
+                if self._anchor and self._anchor.failure:
+                    self._folder.note({"anchor_failure": self._anchor.failure})
 
     def _ready(self, cases: Sequence[Case]) -> list[Case]:
         """Return those of *cases* that have a network."""
@@ -187,11 +189,11 @@ class Execution:
             self._line.say(f"time {name}: {len(members)} cases in turns")
             keep, limits = self._keep_block, self._sizes.limits
             measure_group(members, self._find_anchor(cases[0]), limits, on_block=keep(name), on_done=finish)
-            lost_s = sum(member.rejected_s for member in members)
-            self._oversight.timetable.move("measuring", "rejected", lost_s)
             able = [member for member in members if member.case.key in found]
             self._line.say(f"saturate {name}: {len(able)} cases in turns")
-            saturate_together(able, found, self._sizes.extras.saturated, keep(f"{name}/throughput"))
+            lost_s = sum(member.rejected_s for member in members)
+            lost_s += saturate_together(able, found, self._sizes.extras.saturated, keep(f"{name}/throughput"))
+            self._oversight.timetable.move("measuring", "rejected", lost_s)
         if is_largest and self._sizes.extras.has_largest_batch:
             self._find_largest(crews, members, found)
         for member in members:
@@ -210,7 +212,9 @@ class Execution:
                 variant="anchor",
             )
             job = replace(self._job(case), case=anchor, checkpoint=None, reference=None)
-            self._anchor = Member(case=anchor, worker=Worker(job, self._oversight))
+            # What it took in an earlier attempt tells its quiet level in this one.
+            earlier = self._folder.blocks_of(f"anchor/{anchor.key}")
+            self._anchor = Member(case=anchor, worker=Worker(job, self._oversight), blocks=earlier)
             try:
                 self._anchor.worker.ask("open", 1, anchor.threads, 0)
             except WorkerError as error:
@@ -248,7 +252,8 @@ class Execution:
             findings, opened = found.get(member.case.key), crews[member.case.worker_key].opened
             if findings and opened:
                 self._line.say(f"largest batch of {member.case.worker_key}")
-                findings.largest = find_largest_batch(self._job(member.case), member.case, opened, open_alone)
+                open_batch = functools.partial(open_alone, oversight=self._oversight)
+                findings.largest = find_largest_batch(self._job(member.case), member.case, opened, open_batch)
 
     def _record(self, member: Member, crew: Crew, findings: Findings) -> None:
         """Write the record of a member that was measured, or only checked."""

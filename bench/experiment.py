@@ -81,10 +81,13 @@ def saturate_together(
     findings: Mapping[str, Findings],
     limits: Limits,
     on_block: Callable[[Member, Block], None],
-) -> None:
+) -> float:
     """Measure saturated throughput of *members*, in turns, into their *findings* by case key.
 
     Their sessions are made anew for two requests in flight. One that fails keeps its latency.
+
+    Returns:
+        The wall time of the blocks that do not count [s].
     """
 
     def ignore(member: Member) -> None:
@@ -108,8 +111,11 @@ def saturate_together(
             known.remarks.append(f"saturated throughput: {member.failure}")
         else:
             known.throughput_timing = member.timing(limits)
+    return sum(member.rejected_s for member in doubled)
 
 
 def differing(evidence: Mapping[str, Scalar], of_latency: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return what the *evidence* of the saturated session says otherwise, under names of its own."""
-    return {f"saturated_{name}": value for name, value in evidence.items() if of_latency.get(name) != value}
+    # A fallback of the one is none of the other.
+    said = {"fallback": "", **evidence} if of_latency.get("fallback") else evidence
+    return {f"saturated_{name}": value for name, value in said.items() if of_latency.get(name) != value}

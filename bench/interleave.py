@@ -102,7 +102,7 @@ def measure_group(
         seed: Of the random order.
     """
     order = random.Random(seed)
-    everyone = [*members, *([anchor] if anchor else [])]
+    everyone = [*members, *([anchor] if anchor and not anchor.failure else [])]
     for member in everyone:
         _try(member, _warm_up)
     for member in members:

@@ -60,6 +60,17 @@ def read_lines(path: Path, kind: type[Fact]) -> Iterator[Fact]:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
 
+def read_schemas(path: Path) -> Iterator[int]:
+    """Yield the ``schema`` of each line of a JSONL file of objects; lines that cannot be read have none."""
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            facts = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(facts, dict) and isinstance(facts.get("schema"), int):
+            yield facts["schema"]
+
+
 def _plain(value: object) -> object:
     """Return *value* with tuples as lists and non-finite floats as None, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):

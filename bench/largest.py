@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import psutil
-
 from bench.answer import Opened
 from bench.job import Job
 from bench.memory import is_out_of_memory
-from bench.process import Worker, WorkerError
+from bench.process import Oversight, Worker, WorkerError, available_memory
 from bench.records import Case
 
 #: Share of the memory that the machine has to spare which a batch may take on the CPU: beyond it the
@@ -65,7 +63,7 @@ def why_no_larger(batch: int, latest: Opened, device: str) -> str:
     if (latest.first_inference_s or 0.0) > LONGEST_CALL_S:
         return f"a call of batch {batch // 2} takes {latest.first_inference_s:.0f} s, over {LONGEST_CALL_S:.0f}"
     if device == "cpu":
-        spare = psutil.virtual_memory().available
+        spare = available_memory()
         needed = 2 * (latest.host.used_bytes or 0)
         if needed > MEMORY_SHARE * spare:
             return (
@@ -75,13 +73,13 @@ def why_no_larger(batch: int, latest: Opened, device: str) -> str:
     return ""
 
 
-def open_alone(job: Job, case: Case) -> Opened:
-    """Open *case* in a process of its own and return what it took, its outputs not compared.
+def open_alone(job: Job, case: Case, oversight: Oversight) -> Opened:
+    """Open *case* in a process of its own, under *oversight*, and return what it took, its outputs not compared.
 
     Raises:
         WorkerError: If it fails, dies or hangs.
     """
-    worker = Worker(job)
+    worker = Worker(job, oversight)
     try:
         opened: Opened = worker.ask("open", case.batch_size, case.threads, 0, patience_s=PATIENCE_S)
     finally:

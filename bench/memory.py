@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
+
+from bench.device_state import device_uuid, import_nvml
 
 #: Seconds between two looks where the system keeps no peak of its own.
 LOOK_S = 0.01
@@ -127,21 +128,18 @@ def _status_bytes(name: str) -> int:
 
 
 def find_gpu_readers() -> dict[str, Callable[[], int | None]]:
-    """Return functions that read memory on the first GPU by NVML, the better first, by what they read.
+    """Return functions that read memory on the GPU that torch uses by NVML, the better first, by what they read.
 
     In a container NVML lists processes under other numbers than they have there, and that of this
     process is never told; what remains is the memory in use on the whole GPU. Empty without NVML.
     """
-    with warnings.catch_warnings():
-        # torch's stub package of the same name warns at import.
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            import pynvml
-        except ImportError:
-            return {}
+    try:
+        pynvml = import_nvml()
+    except ImportError:
+        return {}
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(device_uuid())
         pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except pynvml.NVMLError:
         return {}

@@ -177,12 +177,14 @@ def _throughput(report: Report, place: Place) -> str:
 
 
 def _left_out(rows: Sequence[Row]) -> str:
-    """Return the skipped cases grouped by reason and every failed case; empty where there are none."""
+    """Return the skipped cases grouped by reason, every remark and every failed case; empty where there are none."""
     reasons: dict[str, list[Row]] = {}
     for row in rows:
         if row.record.status == "skipped":
             reasons.setdefault(_one_line(row.record.reason), []).append(row)
     lines = [f"- skipped, {_cells(group)}: {reason}" for reason, group in reasons.items()]
+    remarked = [row.record for row in rows if row.record.status == "ok" and row.record.reason]
+    lines += [f"- remark, `{record.case.key}`: {_one_line(record.reason)}" for record in remarked]
     failed = [row.record for row in rows if row.record.status == "failed"]
     return "\n".join(lines + [f"- **failed**, `{record.case.key}`: {_one_line(record.reason)}" for record in failed])
 

@@ -42,8 +42,8 @@ def compute_reference(network: LensNetwork, images: torch.Tensor, device: str) -
     return torch.cat(parts).numpy()
 
 
-def run_through(session: Session, images: torch.Tensor, case: Case) -> Outputs:
-    """Return the outputs (N, K) of *session* for all *images*, batch by batch.
+def run_through(session: Session, images: torch.Tensor, case: Case, slot: int = 0) -> Outputs:
+    """Return the outputs (N, K) of *session* for all *images*, batch by batch, each on *slot*.
 
     A ragged last batch is padded with its own last image, whose extra outputs are dropped.
 
@@ -52,7 +52,7 @@ def run_through(session: Session, images: torch.Tensor, case: Case) -> Outputs:
     """
     parts = []
     for batch, count in padded_batches(images, case.batch_size):
-        outputs = session.infer(batch.to(case.device))
+        outputs = session.infer(batch.to(case.device), slot=slot)
         session.synchronize()
         if outputs.dim() != 2 or outputs.shape[0] != case.batch_size or str(outputs.dtype) != "torch.float32":
             raise RuntimeError(

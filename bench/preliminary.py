@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from bench.ceiling import measure_ceilings
 from bench.job import Job
@@ -12,6 +13,7 @@ from bench.process import Oversight, Worker, WorkerError
 from bench.records import Case
 from bench.run_folder import RunFolder
 from bench.selftest import run_selftest, to_facts
+from bench.timetable import Timetable
 
 
 class Preliminaries:
@@ -33,7 +35,7 @@ class Preliminaries:
         say("self-test")
         try:
             with self._oversight.timetable.spend("self-test"):
-                facts = to_facts(run_selftest(self._make_job(cases[0])))
+                facts = to_facts(run_selftest(self._make_job(cases[0]), self._apart()))
         except WorkerError as error:
             facts = {"complaints": [f"it failed: {error}"]}
         self._folder.note({"selftest": facts})
@@ -44,8 +46,12 @@ class Preliminaries:
             return
         say("ceilings")
         with self._oversight.timetable.spend("ceilings"):
-            ceilings = measure_ceilings(self._make_job(cases[0]))
+            ceilings = measure_ceilings(self._make_job(cases[0]), oversight=self._apart())
         self._folder.note({"ceilings": json.loads(to_json(ceilings))})
+
+    def _apart(self) -> Oversight:
+        """Return the run's limits with a timetable of their own: the run books the whole as one part."""
+        return replace(self._oversight, timetable=Timetable())
 
     def count_flop(self, case: Case, say: Callable[[str], None]) -> float | None:
         """Return the operations of the network of *case* for one image; None where they cannot be counted.

@@ -126,7 +126,7 @@ class Worker:
             answered = self._connection.poll(min(left_s, WATCH_S))
             # After an answer too: a leak of many short calls would never be seen.
             if (limit := self._oversight.memory_bytes) < self._resident_bytes():
-                self._end(f"used more than {limit / 2**30:.3g} GiB of memory in {name}; killed")
+                self._end(f"out of memory: used more than {limit / 2**30:.3g} GiB of memory in {name}; killed")
 
     def _end(self, reason: str) -> None:
         self.kill()
@@ -150,7 +150,12 @@ class Worker:
 
 
 def default_memory_limit() -> float:
-    """Return `MEMORY_SHARE` of the memory that is available now, to this machine and to its container [B]."""
+    """Return `MEMORY_SHARE` of the memory that is available now [B]."""
+    return MEMORY_SHARE * available_memory()
+
+
+def available_memory() -> float:
+    """Return the memory that is available now, to this machine and to its container [B]."""
     available = float(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")  # version 2; where a container sees its own group
     try:
@@ -158,7 +163,7 @@ def default_memory_limit() -> float:
         available = min(available, float(most) - float(used))  # float("max") is refused below
     except (OSError, ValueError):  # no such group, or one without a limit
         pass
-    return MEMORY_SHARE * available
+    return available
 
 
 def _process_context() -> ForkServerContext | SpawnContext:

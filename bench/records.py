@@ -9,7 +9,9 @@ from typing import Literal
 from bench.machine_facts import DeviceState, Energy
 from lensing_models.registry import known_architectures
 
-SCHEMA = 1
+SCHEMA = 2
+#: Schema 1 lacks what has a default here.
+READ_SCHEMAS = frozenset({1, SCHEMA})
 Status = Literal["ok", "skipped", "failed"]
 #: Why a block does not count: other people's processes were busy, or the anchor was slow in its round.
 FOREIGN_LOAD, ANCHOR = "foreign_load", "anchor"

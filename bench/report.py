@@ -11,13 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import cell, page, readme, sheet
-from bench.json_lines import from_json, read_lines
+from bench.json_lines import from_json, read_lines, read_schemas
 from bench.picture import draw_picture
-from bench.records import SCHEMA, Environment, RunRecord
+from bench.records import READ_SCHEMAS, Environment, RunRecord
 from bench.run_folder import read_scenarios
 from bench.scenario_page import render_scenarios, write_scenarios
 from bench.table import Report, Row, by_batch_and_latency, group_by_place, make_rows
 from lensing_models.command_line import Parser, run_main
+
+PICTURE = "pareto.png"
 
 
 def build_report(run_folder: Path) -> Report:
@@ -35,11 +37,11 @@ def build_report(run_folder: Path) -> Report:
     path = run_folder / "records.jsonl"
     if not path.is_file():
         raise ValueError(f"no records in {run_folder}: records.jsonl is missing; complete the run with --resume")
+    if strange := sorted(set(read_schemas(path)) - READ_SCHEMAS):
+        raise ValueError(f"{path}: schema {strange[0]} is none of {sorted(READ_SCHEMAS)}, which this version reads")
     records = list(read_lines(path, RunRecord))
     if not records:
         raise ValueError(f"no records in {path}: no case was finished; complete the run with --resume")
-    if strange := sorted({record.schema for record in records} - {SCHEMA}):
-        raise ValueError(f"{path}: schema {strange[0]} is not the {SCHEMA} that this version reads")
     rows, frontiers = make_rows(records)
     return Report(
         folder=run_folder,
@@ -66,9 +68,7 @@ def write_report(run_folder: Path) -> list[Path]:
 
 def write_page(run_folder: Path) -> None:
     """Write ``report.md`` of *run_folder* again, beside the picture that is there."""
-    picture = run_folder / "pareto.png"
-    text = page.render_page(build_report(run_folder), picture.name if picture.exists() else None)
-    (run_folder / "report.md").write_text(text, encoding="utf-8")
+    _write_page(build_report(run_folder), has_picture=(run_folder / PICTURE).exists())
 
 
 def print_tables(report: Report, console: Console) -> None:
@@ -103,18 +103,24 @@ def main(argv: Sequence[str]) -> int:
 
 def _write(report: Report) -> list[Path]:
     folder = report.folder
-    table, pareto, picture, text = (folder / name for name in ("table.csv", "pareto.csv", "pareto.png", "report.md"))
+    table, pareto, picture = (folder / name for name in ("table.csv", "pareto.csv", PICTURE))
     sheet.write_table(table, list(report.rows.values()))
     sheet.write_frontiers(pareto, report.rows, report.frontiers)
     drawn = draw_picture(picture, report)
     if not drawn:
         picture.unlink(missing_ok=True)
-    sections = render_scenarios(report.scenarios)
-    text.write_text(page.render_page(report, picture.name if drawn else None, sections), encoding="utf-8")
+    text = _write_page(report, has_picture=drawn)
     scenarios = folder / "scenarios.csv"
     if report.scenarios:
         write_scenarios(scenarios, report.scenarios)
     return [table, pareto, *([picture] if drawn else []), *([scenarios] if report.scenarios else []), text]
+
+
+def _write_page(report: Report, *, has_picture: bool) -> Path:
+    path = report.folder / "report.md"
+    sections = render_scenarios(report.scenarios)
+    path.write_text(page.render_page(report, PICTURE if has_picture else None, sections), encoding="utf-8")
+    return path
 
 
 def _terminal_table(title: str, rows: Sequence[Row]) -> Table:

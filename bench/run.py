@@ -235,6 +235,11 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--time-budget {options.time_budget}: give seconds, more than 0")
     if options.case_timeout is not None and not options.case_timeout > 0:
         raise ValueError(f"--case-timeout {options.case_timeout}: give seconds, more than 0")
+    preset = PRESETS[options.preset]
+    # What takes its time by design, the energy window and the warm-up, is not to be taken for a hang.
+    least_s = 2 * max(preset.energy_s, (options.time_budget or preset.case_s) / 4)
+    if options.case_timeout is not None and options.case_timeout <= least_s:
+        raise ValueError(f"--case-timeout {options.case_timeout:g}: preset {preset.name} needs more than {least_s:g} s")
     if options.memory_limit is not None and not options.memory_limit > 0:
         raise ValueError(f"--memory-limit {options.memory_limit}: give GiB, more than 0")
     if not 0 < options.target_ci < 1:

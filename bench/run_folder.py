@@ -118,6 +118,11 @@ class RunFolder:
         """Append *record* to ``scenarios.jsonl``."""
         append_line(self.path / "scenarios.jsonl", record)
 
+    def blocks_of(self, case: str) -> list[Block]:
+        """Return the blocks of *case* that an earlier attempt measured."""
+        path = self.path / "blocks.jsonl"
+        return [row.block for row in read_lines(path, BlockRow) if row.case == case] if path.exists() else []
+
     def finished(self) -> dict[str, RunRecord]:
         """Return the records of an earlier attempt by case key; a failed case is tried again."""
         if not self.records_file.exists():

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from bench.answer import Opened
 from bench.arrival import Outcome
-from bench.crew import COMPARED_IMAGES
+from bench.crew import compared_images
 from bench.job import Job
 from bench.measure import LoadMeter, utc_now
 from bench.process import Oversight, Worker, WorkerError
@@ -80,10 +80,9 @@ class ScenarioPass:
         """
         # Several LoadGen tests in one call may take longer than any stage of a case.
         worker = Worker(self._make_job(case), replace(self._oversight, stage_s=math.inf))
-        compared = max(case.batch_size, COMPARED_IMAGES)
         try:
             opened: Opened = worker.ask(
-                "open", case.batch_size, case.threads, compared, patience_s=self._oversight.stage_s
+                "open", case.batch_size, case.threads, compared_images(case), patience_s=self._oversight.stage_s
             )
             if opened.failure:
                 raise WorkerError(opened.failure)
@@ -134,4 +133,4 @@ def is_done(plan: PlannedScenario, record: ScenarioRecord | None) -> bool:
         return False
     if record.status == "skipped":
         return record.reason == plan.skip_reason
-    return not plan.skip_reason and all(record.settings.get(name) == value for name, value in plan.settings.items())
+    return all(record.settings.get(name) == value for name, value in plan.settings.items())

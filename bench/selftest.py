@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench.control import CONTROL, TRUTHS
 from bench.interleave import Limits, Member, measure_group
 from bench.job import Job
 from bench.json_lines import to_json
 from bench.measure import BlockPlan
-from bench.process import Worker, WorkerError
+from bench.process import Oversight, Worker, WorkerError
 from bench.records import Block, Timing
 from bench.statistic import Interval, latency_p50, latency_ratio
 from lensing_models.command_line import Parser, run_main
@@ -68,20 +69,21 @@ class SelfTest:
         return [text for text, is_right in checks.items() if not is_right]
 
 
-def run_selftest(job: Job) -> SelfTest:
+def run_selftest(job: Job, oversight: Oversight | None = None) -> SelfTest:
     """Return what the harness makes of what is known, through the same workers, clock and blocks as everything else.
 
     Args:
         job: Any of the run; its data and its machine are used, with the anchor's network and random weights.
+        oversight: What each of its processes may take.
 
     Raises:
         WorkerError: If a process of it failed.
     """
-    timings = time_controls(job, TIMED)
+    timings = time_controls(job, TIMED, oversight=oversight)
     medians = {name: latency_p50(timing).point for name, timing in timings.items()}
     waits = {name: TRUTHS[name].wait_s for name in TIMED if TRUTHS[name].wait_s}
     blocks = [block for timing in timings.values() for block in timing.blocks]
-    exact, faulty = are_passed(job, ("network", "network_faulty"))
+    exact, faulty = are_passed(job, ("network", "network_faulty"), oversight)
     return SelfTest(
         overhead_s=medians["null"],
         bias={name: medians[name] / wait - 1 for name, wait in waits.items()},
@@ -93,7 +95,9 @@ def run_selftest(job: Job) -> SelfTest:
     )
 
 
-def time_controls(job: Job, names: Sequence[str], limits: Limits = LIMITS, seed: int = 0) -> dict[str, Timing]:
+def time_controls(
+    job: Job, names: Sequence[str], limits: Limits = LIMITS, seed: int = 0, oversight: Oversight | None = None
+) -> dict[str, Timing]:
     """Return the timing of the controls *names*, measured in turns by a worker each.
 
     Raises:
@@ -102,7 +106,7 @@ def time_controls(job: Job, names: Sequence[str], limits: Limits = LIMITS, seed:
     with ExitStack() as stack:
         members = []
         for name in names:
-            worker = Worker(control_job(job, name))
+            worker = Worker(control_job(job, name), oversight)
             stack.callback(worker.close)
             members.append(Member(case=worker.job.case, worker=worker))
         for member in members:
@@ -123,15 +127,13 @@ def measure_members(members: Sequence[Member], limits: Limits, seed: int) -> dic
     return {member.case.variant: member.timing(limits) for member in members}
 
 
-def are_passed(job: Job, names: Sequence[str]) -> list[bool]:
+def are_passed(job: Job, names: Sequence[str], oversight: Oversight | None = None) -> list[bool]:
     """Return whether the outputs of each of the controls *names* pass the comparison with one reference."""
-    job.workdir.mkdir(parents=True, exist_ok=True)
-    reference = job.workdir / "selftest-reference.npy"
     passed: list[bool] = []
     with ExitStack() as stack:
-        stack.callback(reference.unlink, missing_ok=True)
+        reference = Path(stack.enter_context(TemporaryDirectory(prefix="selftest-"))) / "reference.npy"
         for name in names:
-            worker = Worker(replace(control_job(job, name), reference=reference))
+            worker = Worker(replace(control_job(job, name), reference=reference), oversight)
             stack.callback(worker.close)
             if not passed:
                 worker.ask("reference", job.case.threads)

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from lensing_models.cluster import Cluster
 
 
-def kept_card(path: Path, job: Job) -> tuple[Card | None, str]:
+def kept_card(path: Path, job: Job, *, whole: bool = False) -> tuple[Card | None, str]:
     """Return the card of a checkpoint that need not be fitted again, or None and the reason why.
 
     Args:
         path: Where the checkpoint would lie.
         job: What it must have been fitted as: data, preset, seed, first weights, loss, teacher, stream.
+        whole: Whether a fit that a time budget cut short is not enough.
     """
     if not path.exists():
         return None, "not there yet"
@@ -35,6 +36,8 @@ def kept_card(path: Path, job: Job) -> tuple[Card | None, str]:
         card = verify_checkpoint(path)
     except ValueError as error:
         return None, str(error)
+    if whole and not card.converged and not job.preset.step_capped:
+        return None, "a time budget cut it short"
     wanted = {
         "recipe_digest": job.store.recipe_digest,
         "preset": job.preset.name,
@@ -188,7 +191,10 @@ def fit_one(job: Job, arguments: Namespace, cluster: Cluster | None) -> str:
     """
     path = checkpoint_path(arguments.out, job.task.name, job.architecture.label)
     speaks = cluster is None or cluster.rank == 0
-    kept, why = cluster.decide(lambda: kept_card(path, job)) if cluster else kept_card(path, job)
+    whole = arguments.time_budget is None
+    kept, why = (
+        cluster.decide(lambda: kept_card(path, job, whole=whole)) if cluster else kept_card(path, job, whole=whole)
+    )
     if kept and not arguments.refit:
         return render_line(kept, path, fitted=False) if speaks else ""
     # torch and Lightning take seconds; wrong arguments and kept files none.

@@ -107,6 +107,12 @@ def test_evidence_tells_what_the_session_of_two_requests_says_otherwise() -> Non
     }
 
 
+def test_a_fallback_of_the_session_of_one_request_is_none_of_the_other() -> None:
+    assert differing({"precision": "fp32"}, {"precision": "fp32", "fallback": "ran in bf16"}) == {
+        "saturated_fallback": ""
+    }
+
+
 def test_stages_are_kept_in_their_order() -> None:
     findings = found()
 

@@ -283,6 +283,17 @@ def measure_in(slowness: Callable[[int], float], limits: Limits = LIMITS, groups
     return measured
 
 
+def test_an_anchor_that_never_stood_keeps_its_reason_and_takes_no_turn() -> None:
+    log: list[str] = []
+    case, anchor = members(log, "case", "anchor")
+    anchor.failure = "its session could not be built"
+
+    measure_group([case], anchor, LIMITS, lambda member, block: None, lambda member: None)
+
+    assert anchor.failure == "its session could not be built"
+    assert "anchor" not in log
+
+
 def test_a_round_in_which_the_anchor_was_slow_does_not_count() -> None:
     (member,) = measure_in(lambda turn: 1.4 if turn in (3, 4, 9) else 1.0)
 

@@ -63,8 +63,7 @@ def test_the_largest_asked_for_stands_where_no_larger_one_runs() -> None:
 
 
 def test_a_batch_that_would_take_more_than_its_share_of_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    spare = type("Memory", (), {"available": 10 * A_GIB})
-    monkeypatch.setattr(largest.psutil, "virtual_memory", lambda: spare)
+    monkeypatch.setattr(largest, "available_memory", lambda: 10.0 * A_GIB)
     tried: list[int] = []
 
     def open_batch(case: Case) -> Opened:

@@ -71,6 +71,9 @@ def test_the_gpu_is_not_asked_for_on_the_cpu() -> None:
     assert (meter.gpu.used_bytes, meter.gpu.source) == (None, "")
 
 
+UUID = "GPU-of-torch"
+
+
 class Nvml(types.ModuleType):
     """Stands for pynvml: processes and memory of one GPU, which grow at every look."""
 
@@ -85,14 +88,16 @@ class Nvml(types.ModuleType):
         if not self.works:
             raise self.NVMLError("no driver")
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        return index
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if uuid != UUID:
+            raise self.NVMLError("no such GPU")
+        return uuid
 
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[types.SimpleNamespace]:  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[types.SimpleNamespace]:  # noqa: N802
         # A process is listed from its first use of the GPU on.
         return [types.SimpleNamespace(pid=self.pid, usedGpuMemory=self.own)] if self.own else []
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> types.SimpleNamespace:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> types.SimpleNamespace:  # noqa: N802
         return types.SimpleNamespace(used=self.whole + self.own)
 
 
@@ -100,6 +105,7 @@ class Nvml(types.ModuleType):
 def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Nvml], Nvml]:
     def put(nvml: Nvml) -> Nvml:
         monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        monkeypatch.setattr(memory, "device_uuid", lambda: UUID)
         return nvml
 
     return put

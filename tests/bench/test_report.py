@@ -478,6 +478,28 @@ def test_run_without_readable_records_is_one_line_and_exit_2(
     assert captured.count("\n") == 1
 
 
+def test_records_of_the_schema_before_are_read(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [make_record(make_case(), schema=1)])
+
+    assert len(build_report(run).rows) == 1
+
+
+def test_a_schema_with_unknown_fields_is_refused_by_its_number(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [make_record(make_case(), schema=99)])
+    path = run / "records.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace('"run":', '"colour":"red","run":'), encoding="utf-8")
+
+    with pytest.raises(ValueError, match="schema 99"):
+        build_report(run)
+
+
+def test_a_remark_on_a_measured_case_is_shown(tmp_path: Path) -> None:
+    text = page(tmp_path, ok("eager", 0.01, 0.98, reason="saturated throughput: out of memory"))
+
+    assert "- remark, `substructure/" in text
+    assert "saturated throughput: out of memory" in text
+
+
 def test_records_of_another_schema_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path, [make_record(make_case(), schema=99)])
 

@@ -172,7 +172,9 @@ def test_the_parts_of_a_run_add_up_to_its_wall_time(
     parts = facts["breakdown_s"]
     assert sum(parts.values()) == pytest.approx(facts["wall_s"])
     assert {"self-test", "build", "quality", "warm-up", "measuring", "report", "other"} <= parts.keys()
-    assert parts["build"] >= 20  # the session that hung in its first call had all of its limit, and nothing else to share it with
+    assert (
+        parts["build"] >= 20
+    )  # the session that hung in its first call had all of its limit, and nothing else to share it with
     assert "## Where the time went" in (bench.cwd / "planted" / "report.md").read_text(encoding="utf-8")
 
 

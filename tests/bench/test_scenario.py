@@ -414,3 +414,10 @@ def test_a_skipped_scenario_starts_no_process_and_is_recorded_once(
 
     assert run_pass(folder, monkeypatch, planned) + run_pass(folder, monkeypatch, planned) == []
     assert [(each.status, each.reason) for each in scenarios(folder)] == [("skipped", "nothing to drive it with")]
+
+
+def test_what_was_driven_is_kept_where_loadgen_is_gone(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_pass(folder, monkeypatch, PLANNED)
+
+    assert run_pass(folder, monkeypatch, [replace(plan, skip_reason="no LoadGen here") for plan in PLANNED]) == []
+    assert [each.status for each in scenarios(folder)] == ["ok", "ok"]

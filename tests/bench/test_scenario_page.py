@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.json_lines import append_line
 from bench.records import ScenarioRecord
-from bench.report import write_report
+from bench.report import write_page, write_report
 from tests.bench.sample_run import make_case, make_record, write_run
 
 BASE = {"run": "sample", "recorded_at": "2026-01-02T03:04:05Z", "status": "ok"}
@@ -21,6 +21,7 @@ def page(folder: Path, *records: ScenarioRecord) -> str:
     for record in records:
         append_line(folder / "scenarios.jsonl", record)
     write_report(folder)
+    write_page(folder)  # as a run does, once it knows what its report took
     return (folder / "report.md").read_text(encoding="utf-8")
 
 

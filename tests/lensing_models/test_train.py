@@ -79,6 +79,19 @@ def test_refit_fits_what_is_there(arguments: list[str], checkpoint: Path, capsys
     assert "--refit; fitting" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("whole", "kept"), [(True, False), (False, True)])
+def test_a_fit_that_a_time_budget_cut_short_is_not_kept_for_a_whole_one(
+    checkpoint: Path, store: Store, whole: bool, kept: bool
+) -> None:
+    cut = dataclasses.replace(read_card(checkpoint), preset="standard", converged=False)
+    checkpoint.with_suffix(".json").write_text(cut.to_json())
+
+    card, why = kept_card(checkpoint, make_job(store, preset=PRESETS["standard"]), whole=whole)
+
+    assert bool(card) == kept
+    assert why == ("" if kept else "a time budget cut it short")
+
+
 @pytest.mark.parametrize(
     ("change", "value"),
     [
