@@ -140,6 +140,8 @@ def _depends(
 
 def render_breakdown(task: TaskSpec, rows: Sequence[Dependence]) -> str:
     """Return a table of the dependences that are hardly chance."""
+    if not rows:
+        return f"no class has {FEWEST} images and some errors among them: too few to compare fifths"
     told = [row for row in rows if row.q_value <= FALSE_DISCOVERIES]
     what = "share of wrong answers" if task.kind == "classification" else "rms error"
     if not told:

@@ -196,7 +196,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"other data than it was fitted on: {store.recipe_digest[:12]}, not {card.recipe_digest[:12]}")
     print(render(task, score(task, outputs, labels), bootstrap(task, outputs, labels)))
     if arguments.against:
-        print(f"less {arguments.against}, on the same images:")
+        print(f"this one minus {arguments.against}, on the same images:")
         print(render_difference(task, outputs, _answers_of(arguments.against, task, store, indices), labels))
     if arguments.breakdown:
         from lensing_models.breakdown import break_down, render_breakdown
