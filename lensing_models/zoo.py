@@ -117,9 +117,7 @@ def _how(card: Card) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Write index and page of the folder that *argv* names and print the index."""
-    parser = Parser(
-        prog="lensing_models.zoo", description="Write page and index of a folder of checkpoints."
-    )
+    parser = Parser(prog="lensing_models.zoo", description="Write page and index of a folder of checkpoints.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--url-prefix", metavar="URL", help="where the files were uploaded; '' for nowhere")
     arguments = parser.parse_args(argv)
