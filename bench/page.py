@@ -17,7 +17,7 @@ UNCONVERGED = "*(unconverged)*: its fit was cut short to save time; such quality
 WORK = {
     "build": "build (export, compile, load, first calls)",
     "quality": "quality (reference, scoring)",
-    "measuring": "measuring (blocks that count, the anchor)",
+    "measuring": "measuring (blocks that count, the anchor, end to end, energy)",
     "rejected": "measuring (rejected blocks)",
     "other": "other (imports, processes, records)",
 }

@@ -29,9 +29,15 @@ BOOKED_TO = {
     "reference": "quality",
     "score": "quality",
     "compare": "quality",
+    "saturate": "build",
     "warm_up": "warm-up",
     "block": "measuring",
+    "end_to_end": "measuring",
+    "energy": "measuring",
+    "flop_per_image": "ceilings",
     "evidence": OTHER,
+    "proof": OTHER,
+    "device_state": OTHER,
 }
 
 
