@@ -90,8 +90,9 @@ class Execution:
         scored = {record.case.worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
             if self._sizes.timed:
-                self._preliminaries.test_harness(self._ready(todo), self._line.say)
-                self._preliminaries.find_ceilings(self._ready(todo), self._line.say)
+                ready = [case for case in todo if (case.task, case.network) in self._provision.checkpoints]
+                self._preliminaries.test_harness(ready, self._line.say)
+                self._preliminaries.find_ceilings(ready, self._line.say)
             try:
                 for pair in dict.fromkeys((case.task, case.network) for case in todo):
                     self._run_pair([case for case in todo if (case.task, case.network) == pair], scored)
@@ -100,10 +101,6 @@ class Execution:
                     self._anchor.worker.close()
                 if self._anchor and self._anchor.failure:
                     self._folder.note({"anchor_failure": self._anchor.failure})
-
-    def _ready(self, cases: Sequence[Case]) -> list[Case]:
-        """Return those of *cases* that have a network."""
-        return [case for case in cases if (case.task, case.network) in self._provision.checkpoints]
 
     def run_scenarios(
         self, cases: Sequence[PlannedCase], plan: Callable[[list[RunRecord]], list[PlannedScenario]]

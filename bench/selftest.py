@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.control import CONTROL, TRUTHS
+from bench.crew import compared_images
 from bench.interleave import Limits, Member, measure_group
 from bench.job import Job
 from bench.json_lines import to_json
@@ -26,7 +27,6 @@ LIMITS = Limits(blocks=8, most_blocks=8, case_s=60.0, target_ci=1e-9)
 TIMED = ("null", "wait_1ms", "wait_5ms", "wait_5ms_again", "wait_5ms_slow", "wait_20ms")
 MOST_OVERHEAD_S, MOST_BIAS = 1e-6, 0.01
 MOST_CONTENDED = 0.5  # share of the blocks
-COMPARED_IMAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +137,8 @@ def are_passed(job: Job, names: Sequence[str], oversight: Oversight | None = Non
             stack.callback(worker.close)
             if not passed:
                 worker.ask("reference", job.case.threads)
-            passed.append(not worker.ask("open", 1, job.case.threads, COMPARED_IMAGES).failure)
+            images = compared_images(worker.job.case)
+            passed.append(not worker.ask("open", 1, job.case.threads, images).failure)
     return passed
 
 
