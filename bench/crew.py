@@ -37,8 +37,7 @@ class Crew:
         Fresh, so that its first call is the first of a process, and its memory nobody else's.
         """
         images = compared_images(case)
-        self.worker.kill()  # nothing is lost: what was scored lies in a file
-        self.worker = self.worker.restarted()
+        self.worker = self.worker.restarted()  # nothing is lost: what was scored lies in a file
         try:
             self.opened = self.worker.ask("open", case.batch_size, case.threads, images)
         except WorkerError as error:

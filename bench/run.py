@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -43,7 +44,11 @@ def build_parser() -> Parser:
     add("--data", type=Path, help="a data set, or a folder with one a task; default: simulated")
     add("--checkpoints", type=Path, help="folder of checkpoints; a missing one is fitted into it")
     add("--out", type=Path, help="folder of the run; default: results/<date>-<device>-<versions>")
-    add("--resume", action="store_true", help="complete the run in --out; finished cases are not measured again")
+    add(
+        "--resume",
+        action="store_true",
+        help="complete the run in --out as it was begun; nothing is measured twice",
+    )
     add("--strict", action="store_true", help="exit with 1 if a case is skipped")
     add("--list", action="store_true", help="print the plan and stop")
     add("--verify", action="store_true", help="check every case once, untimed")
@@ -62,7 +67,7 @@ def build_parser() -> Parser:
 
 def run(argv: Sequence[str]) -> int:
     """Carry out the command line *argv* and return the exit code."""
-    options = build_parser().parse_args(argv)
+    options = parse_options(argv)
     check_numbers(options)
     device = resolve_device(options.device, listing=options.list)
     threads = resolve_threads(options.threads)
@@ -81,6 +86,25 @@ def run(argv: Sequence[str]) -> int:
         print_plan(sweep)
         return 0
     return measure_sweep(sweep, options, argv, device, threads)
+
+
+def parse_options(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options of *argv*; what is not given when a run is resumed is as it was begun."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    begun = options.out / "run.json" if options.resume and options.out else None
+    if begun and begun.exists():
+        parser.set_defaults(**json.loads(begun.read_text(encoding="utf-8")).get("options", {}))
+        options = parser.parse_args(argv)
+    return options
+
+
+def kept_options(options: argparse.Namespace) -> dict[str, object]:
+    """Return those of *options* that say what a run is, as they stand in ``run.json``."""
+    # A run may be verified first and measured then.
+    passing = ("out", "resume", "list", "strict", "verify")
+    given = {name: value for name, value in vars(options).items() if value is not None and name not in passing}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str], device: str, threads: int) -> int:
@@ -131,6 +155,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             folder.note({"resumed_at": utc_now(), "resumed_by": command})
         else:
             folder.note({"run": out.name, "command": command, "preset": preset.name, "started_at": utc_now()})
+            folder.note({"options": kept_options(options)})
         folder.note({"stage_s": oversight.stage_s, "memory_bytes": oversight.memory_bytes})
         print(f"run folder: {out}", file=sys.stderr)
         runnable = {(planned.case.task, planned.case.network) for planned in sweep.cases if not planned.skip_reason}

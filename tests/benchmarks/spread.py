@@ -1,0 +1,83 @@
+"""How far do whole runs differ? (``python -m tests.benchmarks.spread --runs 5 --hogs 1``)
+
+The same cases are measured by several runs of `bench.run`, each with processes of its own, if asked
+beside processes that keep a core busy each. What is judged is the coefficient of variation of the p50
+over the rows that are called ``valid``, and how far such a row is from the quiet ones: a run may call
+its rows contended, but a wrong number must not be called valid.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.json_lines import read_lines
+from bench.records import RunRecord
+from bench.statistic import latency_p50
+from lensing_models.command_line import Parser, run_main
+
+#: Largest coefficient of variation, quiet and beside other work.
+DEMANDS = (0.01, 0.015)
+
+
+@contextmanager
+def hogs(count: int) -> Iterator[None]:
+    """Keep *count* cores busy with nothing."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def run_once(options: Sequence[str], out: Path) -> list[RunRecord]:
+    """Return the measured records of one run into *out*."""
+    command = [sys.executable, "-m", "bench.run", "--out", str(out), *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return [record for record in read_lines(out / "records.jsonl", RunRecord) if record.timing]
+
+
+def report(runs: Sequence[Sequence[RunRecord]]) -> float:
+    """Print each case's medians and validity over the *runs*; return the largest variation of valid ones."""
+    worst = 0.0
+    print("| case | p50 of each run [ms] | validity | variation of the valid ones |")
+    print("|---|---|---|---|")
+    for key in dict.fromkeys(record.case.key for records in runs for record in records):
+        rows = [record for records in runs for record in records if record.case.key == key]
+        medians = [latency_p50(row.timing).point for row in rows if row.timing]
+        valid = [median for median, row in zip(medians, rows, strict=True) if row.validity == "valid"]
+        spread = statistics.stdev(valid) / statistics.fmean(valid) if len(valid) > 1 else None
+        worst = max(worst, spread or 0.0)
+        states = ", ".join(f"{count} {state}" for state, count in Counter(row.validity for row in rows).items())
+        shown = " ".join(f"{1e3 * median:.3f}" for median in medians)
+        print(f"| {key} | {shown} | {states} | {'too few' if spread is None else f'{spread:.2%}'} |")
+    return worst
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run, print a table, and return 1 where valid rows differ by more than the demand."""
+    parser = Parser(prog="tests.benchmarks.spread", description="How far do whole runs differ?")
+    parser.add_argument("--runs", type=int, default=5, help="runs of the same cases; default 5")
+    parser.add_argument("--hogs", type=int, default=0, help="processes that keep a core busy meanwhile; default 0")
+    parser.add_argument("options", nargs="*", help="options of bench.run, behind --")
+    options = parser.parse_args(argv)
+    if options.runs < 2:
+        parser.error(f"--runs {options.runs}: give 2 or more")
+    with tempfile.TemporaryDirectory(prefix="spread-") as folder, hogs(options.hogs):
+        runs = [run_once(options.options, Path(folder) / str(number)) for number in range(options.runs)]
+    demand = DEMANDS[options.hogs > 0]
+    worst = report(runs)
+    print(f"largest variation of valid rows: {worst:.2%}; asked at most {demand:.1%}")
+    return int(worst > demand)
+
+
+if __name__ == "__main__":
+    run_main(main)
