@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.signal import lfilter
 
+from bench.interleave import Limits, why_stop
 from bench.machine_facts import DeviceState
 from bench.records import Timing
 from bench.statistic import (
@@ -115,12 +117,29 @@ def coverage(samples: NDArray[np.float64]) -> float:
     return float(np.mean([interval.low <= 1.0 <= interval.high for interval in intervals]))
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9])
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
 def test_interval_covers_the_true_median_in_95_of_100_runs(correlation: float) -> None:
     samples = log_samples(np.random.default_rng(20260101), (1500, 8, 40), correlation)
 
     # 1,500 runs at 95 % have a standard error of 0.6 %; the tolerance is 3.5 of them.
     assert coverage(samples) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_interval_covers_where_blocks_follow_each_other_and_it_decides_when_to_stop(correlation: float) -> None:
+    limits = Limits(blocks=8, most_blocks=64, case_s=1e9, target_ci=0.004)
+    generator, covered, lengths = np.random.default_rng(20260102), 0, set()
+    for _ in range(400):
+        # One AR(1) through all blocks, with nothing between them.
+        noise = 0.05 * math.sqrt(1 - correlation**2) * generator.standard_normal(64 * 40 + 100)
+        run = np.exp(lfilter([1.0], [1.0, -correlation], noise)[100:]).reshape(64, 40)
+        timing = next(timing for count in range(8, 65) if why_stop(timing := make_timing(run[:count].tolist()), limits))
+        interval = latency_p50(timing)
+        covered += interval.low <= 1.0 <= interval.high
+        lengths.add(len(timing.blocks))
+
+    assert covered / 400 >= 0.90
+    assert len(lengths) > 1  # it did decide
 
 
 def test_calls_as_units_would_cover_far_less_when_they_are_correlated() -> None:
