@@ -12,11 +12,12 @@ from bench.backends import known_backends
 from bench.crew import Crew, score_together
 from bench.energy import ask_energy
 from bench.experiment import Extras, Findings, gather, saturate_together, time_end_to_end
-from bench.interleave import Limits, Member, measure_group
+from bench.interleave import Limits, Member
 from bench.job import Job
 from bench.largest import find_largest_batch, open_alone
 from bench.machine_facts import read_ceilings
 from bench.measure import BlockPlan, utc_now
+from bench.passes import measure_passes
 from bench.plan import PlannedCase, split_sets
 from bench.preliminary import Preliminaries
 from bench.process import Oversight, Worker, WorkerError
@@ -38,13 +39,23 @@ ANCHOR_ARCHITECTURE = "mobilenetv3_small"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """How much is measured: block, limits, what beside latency, whether there is any timing, seconds for energy."""
+    """How much is measured.
+
+    Attributes:
+        block: Of each block.
+        limits: When the latency of a case is known well enough.
+        extras: What beside latency.
+        timed: Whether there is any timing.
+        energy_s: Window of the energy [s]; 0 for none.
+        processes: Among which the blocks of a case's latency are divided.
+    """
 
     block: BlockPlan
     limits: Limits
     extras: Extras
     timed: bool
     energy_s: float = 0.0
+    processes: int = 1
 
 
 class Execution:
@@ -184,8 +195,22 @@ class Execution:
                 finish(member)
         elif members:
             self._line.say(f"time {name}: {len(members)} cases in turns")
-            keep, limits = self._keep_block, self._sizes.limits
-            measure_group(members, self._find_anchor(cases[0]), limits, on_block=keep(name), on_done=finish)
+            keep = self._keep_block
+
+            def reopen(member: Member) -> Member:
+                crew = crews[member.case.worker_key]
+                failure = crew.open(member.case)
+                return Member(case=member.case, worker=crew.worker, failure=failure)
+
+            members = measure_passes(
+                members,
+                self._find_anchor(cases[0]),
+                self._sizes.limits,
+                self._sizes.processes,
+                reopen=reopen,
+                on_block=keep(name),
+                on_done=finish,
+            )
             able = [member for member in members if member.case.key in found]
             self._line.say(f"saturate {name}: {len(able)} cases in turns")
             lost_s = sum(member.rejected_s for member in members)

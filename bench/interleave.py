@@ -50,6 +50,8 @@ class Member:
 
     Attributes:
         walls_s: Wall time of each block, discarded calls included [s].
+        process: Number of the process in which they are measured.
+        first_round: Number of its first round.
     """
 
     case: Case
@@ -61,6 +63,8 @@ class Member:
     stop_reason: str = ""
     failure: str = ""
     experiment: str = "latency"
+    process: int = 0
+    first_round: int = 1
 
     @property
     def rejected_s(self) -> float:
@@ -110,7 +114,7 @@ def measure_group(
             on_done(member)
     active = [member for member in members if not member.failure]
     since = len(anchor.blocks) if anchor else 0
-    for turn in itertools.count(1):
+    for turn in itertools.count(max((member.first_round for member in members), default=1)):
         if not active:
             return
         crowd = [*active, *([anchor] if anchor and not anchor.failure else [])]
@@ -163,6 +167,7 @@ def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None
         accepted=not cause,
         round=turn,
         rejected_for=cause,
+        process=member.process,
         device=state_between(before, _read_device(member)),
     )
     member.blocks.append(block)

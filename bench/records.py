@@ -82,6 +82,7 @@ class Block:
         rejected_for: `FOREIGN_LOAD` or `ANCHOR`; empty for one that counts, and in records made before
             there was a second cause.
         device: What the GPU did meanwhile; None on a CPU.
+        process: Which of the case's processes, started one after the other, it was measured in.
     """
 
     samples_s: tuple[float, ...]
@@ -90,6 +91,7 @@ class Block:
     round: int
     rejected_for: str = ""
     device: DeviceState | None = None
+    process: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

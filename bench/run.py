@@ -54,6 +54,12 @@ def build_parser() -> Parser:
     add("--verify", action="store_true", help="check every case once, untimed")
     add("--time-budget", type=float, metavar="S", help="seconds of timed calls a case; default: the preset's")
     add("--target-ci", type=float, default=0.01, metavar="R", help="relative half-width that ends a case; default 0.01")
+    add(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="processes that time a case, one after the other; default: the preset's",
+    )
     add("--case-timeout", type=float, metavar="S", help="seconds a stage of a case may take; default: the preset's")
     add("--memory-limit", type=float, metavar="GIB", help="memory a worker may use; default: 85 %% of what is free")
     add("--find-largest-batch", action="store_true", help="double the batch until a runtime runs out of memory")
@@ -142,6 +148,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         extras=choose_extras(preset, case_s, options),
         timed=not options.verify,
         energy_s=preset.energy_s,
+        processes=options.processes or preset.processes,
     )
     oversight = Oversight(
         stage_s=options.case_timeout or preset.stage_s,
@@ -150,7 +157,8 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     )
     with RunFolder(out, resume=options.resume) as folder:
         command = f"python -m bench.run {shlex.join(argv)}".strip()
-        folder.start(environment, {"preset": preset.name, "case_s": case_s, "target_ci": options.target_ci})
+        settings = {"preset": preset.name, "case_s": case_s, "target_ci": options.target_ci}
+        folder.start(environment, {**settings, "processes": sizes.processes})
         if options.resume:
             folder.note({"resumed_at": utc_now(), "resumed_by": command})
         else:
@@ -265,6 +273,8 @@ def check_numbers(options: argparse.Namespace) -> None:
     least_s = 2 * max(preset.energy_s, (options.time_budget or preset.case_s) / 4)
     if options.case_timeout is not None and options.case_timeout <= least_s:
         raise ValueError(f"--case-timeout {options.case_timeout:g}: preset {preset.name} needs more than {least_s:g} s")
+    if options.processes is not None and options.processes < 1:
+        raise ValueError(f"--processes {options.processes}: give a positive whole number")
     if options.memory_limit is not None and not options.memory_limit > 0:
         raise ValueError(f"--memory-limit {options.memory_limit}: give GiB, more than 0")
     if not 0 < options.target_ci < 1:

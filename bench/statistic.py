@@ -62,7 +62,8 @@ def latency_p50(timing: Timing) -> Interval:
 
     The point is the median of all counted samples; the interval is ``point * exp(+-h)``, h being
     the half-width of a t-interval on the logarithms of the block medians. Neighbouring calls
-    resemble each other, so the block, not the call, is the unit.
+    resemble each other, so the block, not the call, is the unit; where there were several processes,
+    each of which may be faster or slower for good, their means are.
 
     Returns:
         NaN bounds with fewer than two counted blocks; all NaN without a sample.
@@ -92,7 +93,9 @@ def latency_ratio(first: Timing, second: Timing) -> Interval:
     if not rounds:
         return Interval(point=math.nan, low=math.nan, high=math.nan)
     logs = np.array([math.log(medians[0][number] / medians[1][number]) for number in rounds])
-    point, width = math.exp(float(logs.mean())), _t_half_width(logs)
+    process = {block.round: block.process for block in first.blocks}
+    units = _by_process(logs, [process[number] for number in rounds])
+    point, width = math.exp(float(logs.mean())), _t_half_width(units)
     return Interval(point=point, low=point * math.exp(-width), high=point * math.exp(width))
 
 
@@ -182,9 +185,22 @@ def slowed_share(timing: Timing) -> float:
 
 
 def _log_half_width(timing: Timing) -> float:
-    """Return the half-width of the t-interval on the log block medians, or means; NaN below two blocks."""
+    """Return the half-width of the t-interval on the log block medians, or means; NaN below two units."""
     # Times between completions have two modes where slots end in step: their median says nothing.
-    return _t_half_width(np.log(block_means(timing) if timing.experiment == "throughput" else block_medians(timing)))
+    logs = np.log(block_means(timing) if timing.experiment == "throughput" else block_medians(timing))
+    return _t_half_width(_by_process(logs, [block.process for block in counted_blocks(timing)]))
+
+
+def _by_process(values: NDArray[np.float64], processes: Sequence[int]) -> NDArray[np.float64]:
+    """Return the mean of *values* for each process, or the values themselves where all are of one.
+
+    Blocks of a process share what its start has given it for good, such as where its memory lies;
+    with several the process is the unit (Kalibera and Jones 2013, "Rigorous benchmarking in
+    reasonable time", section 6).
+    """
+    numbers = np.array(processes)
+    known = np.unique(numbers)
+    return values if known.size < 2 else np.array([values[numbers == number].mean() for number in known])
 
 
 def _t_half_width(values: NDArray[np.float64]) -> float:

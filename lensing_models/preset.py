@@ -36,6 +36,8 @@ class Preset:
         saturated_share: Share of blocks and seconds that saturated throughput gets on top of them.
         end_to_end_calls: Timed calls from the store to the answers, in a tenth of `case_s` at most.
         energy_s: Seconds of calls over which the energy of a case is counted; 0 for none.
+        processes: Processes, one after the other, among which the blocks of a case's latency are
+            divided; `--processes` overrides it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Preset:
     saturated_share: float
     end_to_end_calls: int
     energy_s: float
+    processes: int
 
     def split_for(self, task: str) -> Split:
         """Return the numbers of images for *task*."""
@@ -82,6 +85,7 @@ PRESETS: Mapping[str, Preset] = {
             saturated_share=0.5,
             end_to_end_calls=20,
             energy_s=0.0,
+            processes=1,
         ),
         Preset(
             name="standard",
@@ -99,6 +103,7 @@ PRESETS: Mapping[str, Preset] = {
             saturated_share=0.4,
             end_to_end_calls=50,
             energy_s=10.0,
+            processes=3,
         ),
         Preset(
             name="reference",
@@ -123,6 +128,7 @@ PRESETS: Mapping[str, Preset] = {
             saturated_share=0.25,
             end_to_end_calls=200,
             energy_s=30.0,
+            processes=5,
         ),
     )
 }

@@ -125,21 +125,83 @@ def test_interval_covers_the_true_median_in_95_of_100_runs(correlation: float) -
     assert coverage(samples) == pytest.approx(0.95, abs=0.02)
 
 
+def one_process(generator: np.random.Generator, correlation: float, blocks: int, gap: int) -> NDArray[np.float64]:
+    """Return latencies (blocks, 40), median 1: one AR(1) through all blocks, *gap* calls between two of them."""
+    count = blocks * (40 + gap)
+    noise = 0.05 * math.sqrt(1 - correlation**2) * generator.standard_normal(count + 100)
+    run: NDArray[np.float64] = np.exp(lfilter([1.0], [1.0, -correlation], noise)[100:])
+    return run.reshape(blocks, 40 + gap)[:, :40]
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
-def test_interval_covers_where_blocks_follow_each_other_and_it_decides_when_to_stop(correlation: float) -> None:
-    limits = Limits(blocks=8, most_blocks=64, case_s=1e9, target_ci=0.004)
+def test_interval_covers_in_90_of_100_runs_where_block_follows_block(correlation: float) -> None:
+    generator = np.random.default_rng(20260102)
+    runs = np.array([one_process(generator, correlation, blocks=8, gap=0) for _ in range(1000)])
+
+    assert coverage(np.log(runs)) >= 0.90
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_interval_covers_in_90_of_100_runs_where_it_decides_when_to_stop(correlation: float) -> None:
+    limits = Limits(blocks=8, most_blocks=64, case_s=1e9, target_ci=0.01)
     generator, covered, lengths = np.random.default_rng(20260102), 0, set()
     for _ in range(400):
-        # One AR(1) through all blocks, with nothing between them.
-        noise = 0.05 * math.sqrt(1 - correlation**2) * generator.standard_normal(64 * 40 + 100)
-        run = np.exp(lfilter([1.0], [1.0, -correlation], noise)[100:]).reshape(64, 40)
-        timing = next(timing for count in range(8, 65) if why_stop(timing := make_timing(run[:count].tolist()), limits))
+        # The anchor's block, at least, lies between two blocks of a case.
+        run = one_process(generator, correlation, blocks=64, gap=40)
+        looks = (make_timing(run[:count].tolist()) for count in range(8, 65))
+        timing = next(timing for timing in looks if why_stop(timing, limits))
         interval = latency_p50(timing)
         covered += interval.low <= 1.0 <= interval.high
         lengths.add(len(timing.blocks))
 
     assert covered / 400 >= 0.90
     assert len(lengths) > 1  # it did decide
+
+
+def of_processes(logs: NDArray[np.float64]) -> Timing:
+    """Return a timing of *logs* (processes, blocks, calls), log latencies."""
+    blocks = [
+        dataclasses.replace(block, process=number)
+        for number, process in enumerate(logs)
+        for block in make_timing(np.exp(process).tolist()).blocks
+    ]
+    return replace(
+        make_timing([]),
+        blocks=tuple(dataclasses.replace(block, round=turn) for turn, block in enumerate(blocks)),
+    )
+
+
+def test_interval_over_processes_is_a_t_interval_on_their_means() -> None:
+    timing = of_processes(np.log([[[1.0], [3.0]], [[4.0], [2.0]], [[5.0], [5.0]]]))
+    means = np.array([math.log(3) / 2, math.log(8) / 2, math.log(5)])
+
+    interval = latency_p50(timing)
+
+    width = stats.t.ppf(0.975, df=2) * means.std(ddof=1) / math.sqrt(3)
+    assert interval.high / interval.point == pytest.approx(math.exp(width))
+    assert interval.point / interval.low == pytest.approx(math.exp(width))
+
+
+@pytest.mark.parametrize("processes", [3, 5])
+def test_interval_over_processes_covers_where_each_is_fast_or_slow_for_good(processes: int) -> None:
+    generator = np.random.default_rng(20260103)
+    for_good = 0.01 * generator.standard_normal((1000, processes, 1, 1))
+    runs = for_good + 0.02 * generator.standard_normal((1000, processes, 5, 20))
+    intervals = [latency_p50(of_processes(run)) for run in runs]
+
+    assert np.mean([interval.low <= 1.0 <= interval.high for interval in intervals]) >= 0.93
+    assert coverage(runs.reshape(1000, processes * 5, 20)) < 0.85  # as if all blocks were of one
+
+
+def test_ratio_over_processes_is_taken_of_their_means() -> None:
+    logs = np.log([[[1.0], [3.0]], [[4.0], [2.0]], [[5.0], [5.0]]])
+    means = np.array([math.log(3) / 2, math.log(8) / 2, math.log(5)])
+
+    ratio = latency_ratio(of_processes(logs), of_processes(np.zeros_like(logs)))
+
+    assert ratio.point == pytest.approx(math.exp(means.mean()))
+    width = stats.t.ppf(0.975, df=2) * means.std(ddof=1) / math.sqrt(3)
+    assert ratio.high / ratio.point == pytest.approx(math.exp(width))
 
 
 def test_calls_as_units_would_cover_far_less_when_they_are_correlated() -> None:

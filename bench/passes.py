@@ -1,0 +1,83 @@
+"""Measure a group in several processes a case, one set after the other: a process may be fast or slow for good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from bench.interleave import Limits, Member, measure_group
+from bench.records import Block
+
+#: The reason for which a case ended that is told where its processes ended for several.
+SEVEREST = ("time_budget", "most_blocks", "target_ci")
+
+
+def measure_passes(
+    members: Sequence[Member],
+    anchor: Member | None,
+    limits: Limits,
+    processes: int,
+    *,
+    reopen: Callable[[Member], Member],
+    on_block: Callable[[Member, Block], None],
+    on_done: Callable[[Member], None],
+) -> list[Member]:
+    """Measure *members* as `measure_group` does, in *processes* processes each, and return them.
+
+    The limits are divided among the processes, and so is the time between them: while one set of
+    processes is measured, the next is not there yet. A member whose process fails at any time has failed.
+
+    Args:
+        members: Cases of one task and batch size, their sessions open.
+        anchor: The shared case; its process stays.
+        limits: When a case has enough, all its processes together.
+        processes: How many each case gets; 1 or more.
+        reopen: Returns the member of a case with a new process, its session open, or with its `failure`.
+        on_block: As of `measure_group`.
+        on_done: As of `measure_group`; told of each member once, in its last process.
+    """
+    share = share_limits(limits, processes)
+    earlier = {member.case.key: member for member in members}
+    for number in range(processes):
+        if number:
+            members = [reopen(member) for member in earlier.values() if not member.failure]
+        for member in members:
+            member.process = number
+            member.first_round = 1 + max((block.round for block in earlier[member.case.key].blocks), default=0)
+
+        def finish(member: Member, is_last: bool = number == processes - 1) -> None:
+            if member.process:
+                join(earlier[member.case.key], member)
+            earlier[member.case.key] = member
+            if is_last or member.failure:
+                on_done(member)
+
+        failed = [member for member in members if member.failure]
+        for member in failed:
+            finish(member)
+        measure_group(
+            [member for member in members if not member.failure], anchor, share, on_block, finish, seed=number
+        )
+    return list(earlier.values())
+
+
+def share_limits(limits: Limits, processes: int) -> Limits:
+    """Return what of *limits* each of a case's processes may take."""
+    return replace(
+        limits,
+        blocks=math.ceil(limits.blocks / processes),
+        most_blocks=math.ceil(limits.most_blocks / processes),
+        case_s=limits.case_s / processes,
+        samples=math.ceil(limits.samples / processes),
+    )
+
+
+def join(begun: Member, member: Member) -> None:
+    """Put before what *member* has measured what *begun*, the same case in earlier processes, had."""
+    member.blocks = [*begun.blocks, *member.blocks]
+    member.walls_s = [*begun.walls_s, *member.walls_s]
+    member.warmup_blocks += begun.warmup_blocks
+    member.settled = member.settled and begun.settled
+    reasons = {begun.stop_reason, member.stop_reason}
+    member.stop_reason = next((reason for reason in SEVEREST if reason in reasons), "")
