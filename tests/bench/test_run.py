@@ -274,7 +274,16 @@ def test_verify_checks_without_timing(bench: Bench) -> None:
 
 
 def test_a_killed_run_is_completed_and_nothing_measured_twice(bench: Bench) -> None:
-    options = ("--backends", "eager,torchscript", "--precisions", "fp32", "--batch-sizes", "1,2,3,4")
+    options = (
+        "--backends",
+        "eager,torchscript",
+        "--precisions",
+        "fp32",
+        "--batch-sizes",
+        "1,2,3,4",
+        "--processes",
+        "2",
+    )
     process = subprocess.Popen(
         bench.command("killed", *options),
         cwd=bench.cwd,
@@ -301,6 +310,7 @@ def test_a_killed_run_is_completed_and_nothing_measured_twice(bench: Bench) -> N
     assert after[: len(before)] == before
     assert set(Counter(record.case.key for record in after).values()) == {1}
     assert len(after) == 8
+    assert all({block.process for block in record.timing.blocks} == {0, 1} for record in after if record.timing)
 
 
 @contextmanager
