@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench.backends import known_backends
 from bench.backends.base import has_nvidia_driver
+from bench.margin import parse_margins
 from bench.plan import Sweep, expand_sweep, resolve_threads
 from bench.scenario import suits
 from lensing_models.command_line import Parser, run_main
@@ -49,6 +50,7 @@ def build_parser() -> Parser:
     add("--verify", action="store_true", help="check every case once, untimed")
     add("--time-budget", type=float, metavar="S", help="seconds of timed calls a case; default: the preset's")
     add("--target-ci", type=float, default=0.01, metavar="R", help="relative half-width that ends a case; default 0.01")
+    add("--margin", default="", metavar="LIST", help="harm that drift may do; accuracy=0.005,auc=0.002,mse=0.02")
     add("--case-timeout", type=float, metavar="S", help="seconds a stage of a case may take; default: the preset's")
     add("--memory-limit", type=float, metavar="GIB", help="memory a worker may use; default: 85 %% of what is free")
     add("--find-largest-batch", action="store_true", help="double the batch until a runtime runs out of memory")
@@ -126,7 +128,8 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     )
     with RunFolder(out, resume=options.resume) as folder:
         command = f"python -m bench.run {shlex.join(argv)}".strip()
-        folder.start(environment, {"preset": preset.name, "case_s": case_s, "target_ci": options.target_ci})
+        settings = {"preset": preset.name, "case_s": case_s, "target_ci": options.target_ci}
+        folder.start(environment, {**settings, "margin": parse_margins(options.margin)})
         if options.resume:
             folder.note({"resumed_at": utc_now(), "resumed_by": command})
         else:
@@ -230,7 +233,7 @@ def print_plan(sweep: Sweep) -> None:
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Raise ValueError for a number out of its range."""
+    """Raise ValueError for a number out of its range, LookupError for one of an unknown name."""
     if options.time_budget is not None and not options.time_budget > 0:
         raise ValueError(f"--time-budget {options.time_budget}: give seconds, more than 0")
     if options.case_timeout is not None and not options.case_timeout > 0:
@@ -250,6 +253,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError("--verify times nothing, and --scenarios needs the times; leave one of them out")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to complete")
+    parse_margins(options.margin)
 
 
 def resolve_device(device: str, *, listing: bool) -> str:
