@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from bench.drift_facts import Estimate
 from bench.memory import Peak
 from bench.records import Parity
 
@@ -32,6 +33,7 @@ class Scored:
     """
 
     quality: Mapping[str, float] = field(default_factory=dict)
+    intervals: tuple[Estimate, ...] = ()
     images: int = 0
     failure: str = ""
     build_s: float = math.nan

@@ -62,6 +62,28 @@ def score(name: str, value: float) -> str:
     return f"{value:.4f}" if name == "auc" else significant(value)
 
 
+def difference(name: str, value: float) -> str:
+    """Return the difference of a judged metric with its sign; of accuracy in points, of an MSE in percent of it."""
+    if math.isnan(value):
+        return NOTHING
+    factor, decimals, unit = {"accuracy": (100, 2, " %"), "mse": (100, 1, " %")}.get(name, (1, 4, ""))
+    rounded = round(factor * value, decimals)
+    return f"{rounded:+.{decimals}f}{unit}" if rounded else f"0{unit}"
+
+
+def drift(row: Row) -> str:
+    """Return the verdict on the answers of *row* and the difference of its primary metric; ``=`` if nothing moved."""
+    found = row.record.drift
+    if found is None:
+        return NOTHING
+    shown = {difference(one.metric, bound) for one in found.differences for bound in (one.point, one.low, one.high)}
+    if row.drift_verdict == "non-inferior" and not found.flips and shown <= {"0", "0 %"}:
+        return "="
+    primary = [one for one in found.differences if one.metric == row.record.primary_metric]
+    verdict = f"**{row.drift_verdict}**" if row.drift_verdict == "worse" else row.drift_verdict
+    return ", ".join([verdict, *(difference(one.metric, one.point) for one in primary)])
+
+
 def shown_quality(rows: Iterable[Row]) -> list[str]:
     """Return the names of the metrics that a table of *rows* shows, the primary one first."""
     records = [row.record for row in rows if row.record.quality]

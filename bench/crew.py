@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench.answer import Opened, Scored
+from bench.drift_facts import Drift, Estimate
 from bench.job import Job
 from bench.largest import Largest
 from bench.parity import PARITY_IMAGES, worse_of
@@ -27,6 +28,8 @@ class Crew:
     quality: Mapping[str, float]
     quality_images: int
     parity: Parity | None
+    quality_intervals: tuple[Estimate, ...] = ()
+    drift: Drift | None = None
     build_s: float = math.nan
     artifact_cached: bool | None = None
     opened: Opened | None = None
@@ -166,6 +169,8 @@ def _crew_of(worker: Worker, future: Future[Scored]) -> Crew:
         quality=answer.quality,
         quality_images=answer.images,
         parity=parity,
+        quality_intervals=answer.intervals,
+        drift=worker.ask("drift"),
         build_s=answer.build_s,
         artifact_cached=answer.artifact_cached,
     )
@@ -179,6 +184,8 @@ def _crew_of_earlier(worker: Worker, record: RunRecord) -> Crew:
         quality=record.quality,
         quality_images=record.quality_images,
         parity=record.parity,
+        quality_intervals=record.quality_intervals,
+        drift=record.drift,
         build_s=known.build_s if known else math.nan,
         artifact_cached=known.artifact_cached if known else None,
     )

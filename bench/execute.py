@@ -295,6 +295,8 @@ class Execution:
             parity=crew.worst_parity,
             quality=crew.quality,
             quality_images=crew.quality_images,
+            quality_intervals=crew.quality_intervals,
+            drift=crew.drift,
             timing=timing,
             throughput_timing=findings.throughput_timing,
             end_to_end=findings.end_to_end,

@@ -24,7 +24,7 @@ class Job:
         checkpoint: Weights; None for random ones, whose speed is the same (the anchor).
         store: Folder of the data set.
         workdir: Folder of exported files and engines.
-        reference: File of the reference outputs of the first test images; None for the anchor.
+        reference: File of the reference outputs of the test split, or of its first images; None for the anchor.
         outputs: File for the outputs of the whole test split.
         plan: How long a block is.
     """
@@ -60,15 +60,15 @@ def load_network(job: Job) -> LensNetwork:
     return find_architecture(job.case.network).build(find_task(job.case.task))
 
 
-def write_reference(job: Job, threads: int) -> None:
-    """Compute the reference outputs of the first test images and write them to the job's file."""
+def write_reference(job: Job, threads: int, most_images: int | None = None) -> None:
+    """Compute the reference outputs of all test images, or the first *most_images*, and write them to their file."""
     import numpy as np
     import torch
 
-    from bench.parity import PARITY_IMAGES, compute_reference
+    from bench.parity import compute_reference
 
     torch.set_num_threads(threads)
     if job.reference is None:
         raise ValueError("the job names no file for the reference")
-    images = load_test_images(job.store)[:PARITY_IMAGES]
+    images = load_test_images(job.store)[:most_images]
     np.save(job.reference, compute_reference(load_network(job), images, job.case.device))

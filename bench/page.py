@@ -31,6 +31,8 @@ NOTES = f"""\
 - **validity**: `valid`; `contended`: other people's work spoilt too many blocks; `undersampled`: too few blocks;
   `throttled`: power or heat slowed the GPU in more than a quarter of the blocks; `unstable`: the warm-up never
   settled, or the interval is wider than ±5 %; `fallback`: the runtime did something else than the row says.
+- **drift**: whether the answers to the same test images are worth as much as eager fp32's, and the difference of the
+  primary metric; `=`: none changed its class and no judged metric moved. Rows that are `worse` are on no frontier.
 - **frontier**: ● no valid row of the same task and batch size is better on latency or on the primary metric without
   being worse on the other; ○ the same among all rows where fewer than half are valid: provisional, measured under load.
 - `table.csv` holds every row with all digits, `pareto.csv` the members of each frontier."""
@@ -116,6 +118,7 @@ def _task_table(rows: Sequence[Row]) -> str:
         return "No case ran."
     names = cell.shown_quality(shown)
     columns = ["batch", "latency p50 [ms]", "throughput [img/s]", "saturated [img/s]", *map(cell.label, names)]
+    judged = ["drift"] if any(row.drift_verdict for row in shown) else []
     lines = [
         [
             cell.network(row),
@@ -126,10 +129,11 @@ def _task_table(rows: Sequence[Row]) -> str:
         ]
         + [cell.significant(row.cost["throughput_img_s"]), costs.saturated(row)]
         + [cell.score(name, row.quality(name)) for name in names]
-        + [row.record.validity, cell.MARKS[row.frontier_kind]]
+        + [*([cell.drift(row)] if judged else []), row.record.validity, cell.MARKS[row.frontier_kind]]
         for row in shown
     ]
-    table = markdown_table(["network", "backend", "precision", *columns, "validity", "frontier"], lines, columns)
+    header = ["network", "backend", "precision", *columns, *judged, "validity", "frontier"]
+    table = markdown_table(header, lines, columns)
     return "\n\n".join([table, *_reservations(shown)])
 
 
@@ -148,9 +152,12 @@ def _costs_beside_latency(report: Report) -> Iterator[str]:
 
 
 def _reservations(shown: Sequence[Row]) -> Iterator[str]:
-    """Yield, for each batch size, what its frontier does not rest on; nothing where all rows are valid."""
+    """Yield, for each batch size, what its frontier does not rest on; nothing where all rows are candidates."""
     for batch in sorted({row.record.case.batch_size for row in shown}):
-        rows = [row for row in shown if row.record.case.batch_size == batch]
+        all_rows = [row for row in shown if row.record.case.batch_size == batch]
+        rows = [row for row in all_rows if row.drift_verdict != "worse"]
+        if worse := len(all_rows) - len(rows):
+            yield f"Batch {batch}: {worse} of {len(all_rows)} rows answer worse than eager fp32; no frontier has them."
         doubtful = Counter(row.record.validity for row in rows if row.record.validity != "valid")
         why = ", ".join(f"{number} {validity}" for validity, number in doubtful.most_common())
         if any(row.frontier_kind == "provisional" for row in rows):

@@ -102,9 +102,13 @@ def _draw_row(axes: Axes, row: Row, found: Frontier, styles: _Styles) -> None:
         linestyle="none",
         elinewidth=1.2,
         capsize=2,
-        alpha=1.0 if row.record.validity == "valid" or row.frontier_kind else FAINT,
+        alpha=1.0 if row.frontier_kind or _is_candidate(row) else FAINT,
         zorder=3 if row.frontier_kind else 2,
     )
+
+
+def _is_candidate(row: Row) -> bool:
+    return row.record.validity == "valid" and row.drift_verdict != "worse"
 
 
 def _draw_frontier(axes: Axes, rows: Sequence[Row], found: Frontier) -> None:
@@ -166,7 +170,7 @@ def _draw_legend(axes: Axes, styles: _Styles) -> None:
         "line and shade": [
             mark("frontier", marker="", linestyle="-"),
             mark("the same, provisional", marker="", linestyle="--"),
-            mark("row that is not valid", alpha=FAINT),
+            mark("row not valid, or worse than fp32", alpha=FAINT),
         ],
     }
     axes.set_axis_off()

@@ -29,6 +29,7 @@ BOOKED_TO = {
     "reference": "quality",
     "score": "quality",
     "compare": "quality",
+    "drift": "quality",
     "saturate": "build",
     "warm_up": "warm-up",
     "block": "measuring",

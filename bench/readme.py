@@ -17,6 +17,11 @@ MOST_ROWS = 16
 HEADER = ("task", "batch", "network", "runtime", "latency p50 [ms]", "img/s", "quality", "vs. eager fp32")
 NUMERIC = ("batch", "latency p50 [ms]", "img/s", "vs. eager fp32")
 
+DRIFT = (
+    "`non-inferior`: its answers to the same test images are worth as much as eager fp32's, within a margin; rows that "
+    "are `worse` stand in the run's `table.csv` only."
+)
+
 
 def splice(path: Path, report: Report) -> None:
     """Replace what stands between the markers of the file *path* by the short table of *report*.
@@ -65,7 +70,7 @@ def _without_unconverged(report: Report) -> tuple[Report, list[str]]:
     cut = dict.fromkeys(f"{row.case.network} on {row.case.task}" for row in records if row.converged is False)
     if not cut or not any(record.converged for record in records):
         return report, []
-    rows, frontiers = make_rows(record for record in records if record.converged is not False)
+    rows, frontiers = make_rows((record for record in records if record.converged is not False), report.margins)
     return dataclasses.replace(report, rows=rows, frontiers=frontiers), list(cut)
 
 
@@ -79,6 +84,7 @@ def _spread(rows: Sequence[Row], most: int) -> list[Row]:
 def _cells(row: Row, rows: Mapping[str, Row]) -> list[str]:
     case = row.record.case
     worth = [f"{cell.label(name)} {cell.score(name, row.quality(name))}" for name in cell.shown_quality([row])]
+    worth += [row.drift_verdict] if row.drift_verdict else []
     what = [case.task, str(case.batch_size), cell.network(row), f"{cell.runtime(row)} {case.precision}"]
     cost = [cell.latency(row), cell.significant(row.cost["throughput_img_s"])]
     return [*what, *cost, ", ".join(worth), _speed_up(row, rows)]
@@ -117,6 +123,8 @@ def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Se
     cases = [row.record.case for row in shown if row.frontier_kind == "provisional"]
     if places := dict.fromkeys(f"{case.task} at batch {case.batch_size}" for case in cases):
         text += f" {page.PROVISIONAL[:2].upper()}{page.PROVISIONAL[2:]}: {', '.join(places)}."
+    if any(row.drift_verdict for row in shown):
+        text += f" {DRIFT}"
     if left_out:
         text += f" Left out, because their fits were cut short to save time: {', '.join(left_out)}."
     if any(row.record.converged is False for row in shown):

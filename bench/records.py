@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bench.drift_facts import Drift, Estimate
 from bench.machine_facts import DeviceState, Energy
 from lensing_models.registry import known_architectures
 
@@ -234,6 +235,8 @@ class RunRecord:
         converged: Whether the network's fit ran to its end; False for preset ``quick``.
         quality: Metrics through this very session on the whole test split.
         quality_images: Number of those images.
+        quality_intervals: The metrics that have a margin, with their intervals; empty in older records.
+        drift: How its answers differ from eager fp32's; None where they were not compared, and in older records.
         throughput_timing: Two requests in flight; None where that was not measured.
         end_to_end: Host array in, host array out; None where that was not measured.
         environment: Fingerprint; the rest is in ``environment.json``.
@@ -259,6 +262,8 @@ class RunRecord:
     environment: str = ""
     throughput_timing: Timing | None = None
     end_to_end: Stages | None = None
+    quality_intervals: tuple[Estimate, ...] = ()
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import cell, page, readme, sheet
+from bench.drift_page import drift_section
 from bench.json_lines import from_json, read_lines, read_schemas
+from bench.margin import read_margins
 from bench.picture import draw_picture
 from bench.records import READ_SCHEMAS, Environment, RunRecord
 from bench.run_folder import read_scenarios
@@ -42,10 +44,11 @@ def build_report(run_folder: Path) -> Report:
     records = list(read_lines(path, RunRecord))
     if not records:
         raise ValueError(f"no records in {path}: no case was finished; complete the run with --resume")
-    rows, frontiers = make_rows(records)
+    about = _read_about(run_folder / "run.json")
+    rows, frontiers = make_rows(records, read_margins(about))
     return Report(
         folder=run_folder,
-        about=_read_about(run_folder / "run.json"),
+        about=about,
         environment=_read_environment(run_folder / "environment.json"),
         rows=rows,
         frontiers=frontiers,
@@ -118,7 +121,7 @@ def _write(report: Report) -> list[Path]:
 
 def _write_page(report: Report, *, has_picture: bool) -> Path:
     path = report.folder / "report.md"
-    sections = render_scenarios(report.scenarios)
+    sections = [*drift_section(report), *render_scenarios(report.scenarios)]
     path.write_text(page.render_page(report, PICTURE if has_picture else None, sections), encoding="utf-8")
     return path
 
@@ -130,14 +133,19 @@ def _terminal_table(title: str, rows: Sequence[Row]) -> Table:
         table.add_column(name)
     for name in ("batch", "p50 [ms]", "img/s", *map(cell.label, names)):
         table.add_column(escape(name), justify="right")
-    table.add_column("validity")
-    table.add_column("")
+    has_drift = any(row.drift_verdict for row in rows)
+    for name in (*(["drift"] if has_drift else []), "validity", ""):
+        table.add_column(name)
     for row in rows:
         case = row.record.case
         cells = [cell.network(row).replace("*", ""), cell.runtime(row), case.precision, str(case.batch_size)]
         cells += [cell.latency(row), cell.significant(row.cost["throughput_img_s"])]
         cells += [cell.score(name, row.quality(name)) for name in names]
-        cells += [row.record.validity, cell.MARKS[row.frontier_kind]]
+        cells += [
+            *([cell.drift(row).replace("*", "")] if has_drift else []),
+            row.record.validity,
+            cell.MARKS[row.frontier_kind],
+        ]
         table.add_row(*map(escape, cells), style="bold" if row.frontier_kind else None)
     return table
 

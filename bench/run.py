@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.backends import known_backends
 from bench.backends.base import has_nvidia_driver
+from bench.margin import parse_margins
 from bench.plan import Sweep, expand_sweep, resolve_threads
 from bench.scenario import suits
 from lensing_models.command_line import Parser, run_main
@@ -60,6 +61,7 @@ def build_parser() -> Parser:
         metavar="N",
         help="processes that time a case, one after the other; default: the preset's",
     )
+    add("--margin", default="", metavar="LIST", help="harm that drift may do; accuracy=0.005,auc=0.002,mse=0.02")
     add("--case-timeout", type=float, metavar="S", help="seconds a stage of a case may take; default: the preset's")
     add("--memory-limit", type=float, metavar="GIB", help="memory a worker may use; default: 85 %% of what is free")
     add("--find-largest-batch", action="store_true", help="double the batch until a runtime runs out of memory")
@@ -158,7 +160,8 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     with RunFolder(out, resume=options.resume) as folder:
         command = f"python -m bench.run {shlex.join(argv)}".strip()
         settings = {"preset": preset.name, "case_s": case_s, "target_ci": options.target_ci}
-        folder.start(environment, {**settings, "processes": sizes.processes})
+        settings |= {"processes": sizes.processes, "margin": parse_margins(options.margin)}
+        folder.start(environment, settings)
         if options.resume:
             folder.note({"resumed_at": utc_now(), "resumed_by": command})
         else:
@@ -263,7 +266,7 @@ def print_plan(sweep: Sweep) -> None:
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Raise ValueError for a number out of its range."""
+    """Raise ValueError for a number out of its range, LookupError for one of an unknown name."""
     if options.time_budget is not None and not options.time_budget > 0:
         raise ValueError(f"--time-budget {options.time_budget}: give seconds, more than 0")
     if options.case_timeout is not None and not options.case_timeout > 0:
@@ -285,6 +288,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError("--verify times nothing, and --scenarios needs the times; leave one of them out")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to complete")
+    parse_margins(options.margin)
 
 
 def resolve_device(device: str, *, listing: bool) -> str:

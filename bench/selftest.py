@@ -136,9 +136,9 @@ def are_passed(job: Job, names: Sequence[str], oversight: Oversight | None = Non
         for name in names:
             worker = Worker(replace(control_job(job, name), reference=reference), oversight)
             stack.callback(worker.close)
-            if not passed:
-                worker.ask("reference", job.case.threads)
             images = compared_images(worker.job.case)
+            if not passed:
+                worker.ask("reference", job.case.threads, images)
             passed.append(not worker.ask("open", 1, job.case.threads, images).failure)
     return passed
 

@@ -11,6 +11,8 @@ from operator import attrgetter
 from pathlib import Path
 
 from bench import statistic
+from bench.drift_facts import Estimate
+from bench.margin import MARGINS
 from bench.metrics import COST_METRICS
 from bench.records import Case
 from bench.table import Frontier, Row
@@ -22,6 +24,9 @@ CASE_COLUMNS = tuple(field.name for field in dataclasses.fields(Case))
 FIRST_COSTS = ("latency_p50_s", "latency_p50_low_s", "latency_p50_high_s", "throughput_img_s")
 MEMORY_OF = {"cpu": "host", "cuda": "device"}
 FIRST_QUALITY = ("auc", "accuracy", "mse")
+# How a column of an estimate ends, and which field it holds.
+BOUNDS = {"": "point", "_low": "low", "_high": "high"}
+FLIPS = {"flips": "flips", "flips_lost": "lost", "flips_gained": "gained", "mcnemar_p": "mcnemar_p"}
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
@@ -63,6 +68,10 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], Cell]]:
         "throughput_saturated_validity": attrgetter("saturated_validity"),
         **{name: partial(_known, name) for name in ("artifact_cached", "largest_batch_end")},
         "peak_memory_source": lambda row: _known(f"peak_{MEMORY_OF[row.record.case.device]}_source", row),
+        **{f"{name}{end}": partial(_interval, name, BOUNDS[end]) for name in MARGINS for end in ("_low", "_high")},
+        "drift_verdict": attrgetter("drift_verdict"),
+        **{f"drift_{name}{end}": partial(_drift, name, field) for name in MARGINS for end, field in BOUNDS.items()},
+        **{name: partial(_flips, field) for name, field in FLIPS.items()},
     }
 
 
@@ -77,6 +86,24 @@ def _known(name: str, row: Row) -> Cell:
 
 def _quality(name: str, row: Row) -> Cell:
     return row.quality(name)
+
+
+def _interval(metric: str, field: str, row: Row) -> Cell:
+    return _field_of(row.record.quality_intervals, metric, field)
+
+
+def _drift(metric: str, field: str, row: Row) -> Cell:
+    return _field_of(row.record.drift.differences if row.record.drift else (), metric, field)
+
+
+def _field_of(estimates: Iterable[Estimate], metric: str, field: str) -> Cell:
+    value: Cell = next((getattr(estimate, field) for estimate in estimates if estimate.metric == metric), None)
+    return value
+
+
+def _flips(field: str, row: Row) -> Cell:
+    value: Cell = getattr(row.record.drift, field, None)
+    return value
 
 
 def _timing_fact(name: str, row: Row) -> Cell:

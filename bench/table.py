@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.margin import DriftVerdict, judge_drift, read_margins
 from bench.metrics import COST_METRICS, known_cost_metrics
 from bench.pareto import Directed, Point, frontier
 from bench.records import Environment, RunRecord, ScenarioRecord, Validity
@@ -27,11 +28,13 @@ class Row:
         cost: Cost metrics by name; NaN where one does not apply.
         frontier_kind: ``valid`` or ``provisional`` on the latency frontier of its batch size;
             empty off it.
+        drift_verdict: Whether its answers are as good as eager fp32's, at the run's margins.
     """
 
     record: RunRecord
     cost: Mapping[str, float]
     frontier_kind: str = ""
+    drift_verdict: DriftVerdict = ""
 
     @property
     def place(self) -> Place:
@@ -111,6 +114,11 @@ class Report:
         return "" if value is None else str(value)
 
     @property
+    def margins(self) -> Mapping[str, float]:
+        """Return by metric how much less than eager fp32 a row's answers may be worth."""
+        return read_margins(self.about)
+
+    @property
     def anchor(self) -> dict[str, float]:
         """Return the median time of the anchor case by group [s]; empty where none was measured."""
         times = self.about.get("anchor")
@@ -127,13 +135,18 @@ class Report:
         return {str(part): float(time_s) for part, time_s in spent_s.items() if isinstance(time_s, int | float)}
 
 
-def make_rows(records: Iterable[RunRecord]) -> tuple[dict[str, Row], tuple[Frontier, ...]]:
-    """Return the rows by case key, in the order given, and the frontiers they make.
+def make_rows(
+    records: Iterable[RunRecord], margins: Mapping[str, float]
+) -> tuple[dict[str, Row], tuple[Frontier, ...]]:
+    """Return the rows by case key, in the order given, judged at *margins*, and the frontiers they make.
 
     A case that comes twice keeps its first place and its last record.
     """
     latest = {record.case.key: record for record in records}
-    rows = {key: Row(record=record, cost=_costs(record)) for key, record in latest.items()}
+    rows = {
+        key: Row(record=record, cost=_costs(record), drift_verdict=judge_drift(record.drift, margins))
+        for key, record in latest.items()
+    }
     frontiers = tuple(_find_frontiers(rows.values()))
     kinds = {key: found.kind for found in frontiers if found.name != "throughput" for key in found.keys}
     marked = {key: dataclasses.replace(row, frontier_kind=kinds.get(key, "")) for key, row in rows.items()}
@@ -174,7 +187,11 @@ def _find_frontiers(rows: Iterable[Row]) -> Iterable[Frontier]:
 
 
 def _find_frontier(name: str, rows: Sequence[Row], x: Directed) -> Iterable[Frontier]:
-    """Yield the frontier of ok *rows* of one task, unless none of them has both metrics."""
+    """Yield the frontier of ok *rows* of one task, unless none of them has both metrics.
+
+    Rows whose answers are worse than eager fp32's are no candidates: they stand for another network.
+    """
+    rows = [row for row in rows if row.drift_verdict != "worse"]
     primary = next((row.record.primary_metric for row in rows if row.record.primary_metric), "")
     if not primary:
         return

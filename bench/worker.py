@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bench.backends.base import Session
     from bench.ceiling import Size
     from bench.device_state import Reading
+    from bench.drift_facts import Drift
     from bench.parity import Outputs
 
 #: Buffers of real test images that the timed calls take in turn.
@@ -107,10 +108,11 @@ class Bench:
     def score(self) -> Scored:
         """Run the whole test split through the session and score its outputs.
 
-        They are kept in the job's file, for `compare` and for paired comparisons later.
+        They are kept in the job's file, for `compare` and `drift`.
         """
         import numpy as np
 
+        from bench.drift import measure_quality
         from bench.parity import explain_not_finite, run_through
         from lensing_models.data.store import open_store
         from lensing_models.metrics import score
@@ -120,10 +122,11 @@ class Bench:
         np.save(self._job.outputs, outputs)
         if not np.isfinite(outputs).all():
             return Scored(failure=explain_not_finite(outputs))
-        labels = open_store(self._job.store).labels("test")
+        labels, task = open_store(self._job.store).labels("test"), find_task(self._case.task)
         assert self._opened is not None
         return Scored(
-            quality=score(find_task(self._case.task), outputs, labels),
+            quality=score(task, outputs, labels),
+            intervals=measure_quality(task, outputs, labels),
             images=len(outputs),
             build_s=self._opened.prepare_s,
             artifact_cached=self._opened.artifact_cached,
@@ -133,7 +136,22 @@ class Bench:
         """Return the parity of what was scored, and why it is not passed or an empty string."""
         import numpy as np
 
-        return self._hold_against_reference(np.load(self._job.outputs))
+        from bench.parity import PARITY_IMAGES
+
+        return self._hold_against_reference(np.load(self._job.outputs)[:PARITY_IMAGES])
+
+    def drift(self) -> Drift | None:
+        """Return how what was scored differs in worth from the reference; None where there is no reference."""
+        import numpy as np
+
+        from bench.drift import measure_drift
+        from lensing_models.data.store import open_store
+        from lensing_models.registry import find_task
+
+        if self._job.reference is None:
+            return None
+        outputs, reference = np.load(self._job.outputs), np.load(self._job.reference)
+        return measure_drift(find_task(self._case.task), outputs, reference, open_store(self._job.store).labels("test"))
 
     def warm_up(self) -> tuple[int, bool]:
         """Call until the times settle, and on CUDA the clocks; see `Clock.warm_up`."""

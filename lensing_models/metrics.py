@@ -86,7 +86,7 @@ def log_loss(outputs: FloatArray, labels: LabelArray) -> float:
 
 def mean_squared_error(outputs: FloatArray, labels: LabelArray) -> float:
     """Return the mean squared error of the target itself, comparable with published values."""
-    return float(np.mean(_residual(outputs, labels) ** 2))
+    return float(np.mean(residual(outputs, labels) ** 2))
 
 
 def mean_squared_error_log10(outputs: FloatArray, labels: LabelArray) -> float:
@@ -102,15 +102,15 @@ def r2(outputs: FloatArray, labels: LabelArray) -> float:
 
 def bias(outputs: FloatArray, labels: LabelArray) -> float:
     """Return the mean of predicted minus true target; it has a sign, and 0 is best."""
-    return float(_residual(outputs, labels).mean())
+    return float(residual(outputs, labels).mean())
 
 
 def scatter(outputs: FloatArray, labels: LabelArray) -> float:
     """Return the standard deviation (divisor N) of predicted minus true target."""
-    return float(_residual(outputs, labels).std())
+    return float(residual(outputs, labels).std())
 
 
-def _residual(outputs: FloatArray, labels: LabelArray) -> NDArray[np.float64]:
+def residual(outputs: FloatArray, labels: LabelArray) -> NDArray[np.float64]:
     """Return predicted minus true target (N,); a huge output becomes inf, without a warning."""
     with np.errstate(over="ignore"):
         return np.asarray(10.0 ** outputs[:, 0].astype(np.float64) - labels, dtype=np.float64)

@@ -27,6 +27,9 @@ TELLING = (
     "bench.plan",
     "bench.scenario",
     "bench.scenario_page",
+    "bench.margin",
+    "bench.drift",
+    "bench.drift_page",
 )
 BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export"}
 #: The builder of TensorRT engines is that backend's own second module.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bench.drift_facts import Drift, Estimate
 from bench.json_lines import append_line, to_json
 from bench.records import Block, Case, Environment, Measurement, Parity, RunRecord, Stages, Timing
 
@@ -83,6 +84,25 @@ def make_record(case: Case, **changes: object) -> RunRecord:
         environment="f" * 12,
     )
     return dataclasses.replace(record, **changes)  # type: ignore[arg-type]  # a test names its own fields
+
+
+def make_drift(flips: int = 3, **intervals: tuple[float, float]) -> Drift:
+    """Return a drift of these differences; of three flips two are lost and one is gained."""
+    differences = tuple(
+        Estimate(metric=name, point=(low + high) / 2, low=low, high=high) for name, (low, high) in intervals.items()
+    )
+    if "mse" in intervals:
+        return Drift(images=300, differences=differences)
+    gained = flips // 3
+    return Drift(
+        images=300,
+        differences=differences,
+        flips=flips,
+        lost=flips - gained,
+        gained=gained,
+        flipped=tuple(range(flips)),
+        mcnemar_p=0.25,
+    )
 
 
 def make_stages(**medians_s: float) -> Stages:

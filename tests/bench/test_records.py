@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.drift_facts import Estimate
 from bench.json_lines import append_line, from_json, read_lines, to_json
 from bench.records import Case, Parity, RunRecord
-from tests.bench.sample_run import make_case, make_record, make_stages, make_timing
+from tests.bench.sample_run import make_case, make_drift, make_record, make_stages, make_timing
 
 
 def test_key_names_every_part_of_a_case() -> None:
@@ -56,6 +57,20 @@ def test_record_with_every_experiment_survives_json() -> None:
     record = make_record(make_case(), throughput_timing=doubled, end_to_end=make_stages(compute_s=0.5))
 
     assert from_json(RunRecord, to_json(record)) == record
+
+
+def test_record_with_drift_survives_json() -> None:
+    intervals = (Estimate(metric="auc", point=0.98, low=0.97, high=0.99),)
+    record = make_record(make_case(), drift=make_drift(accuracy=(-0.01, 0.0)), quality_intervals=intervals)
+
+    assert from_json(RunRecord, to_json(record)) == record
+
+
+def test_record_of_before_drift_is_read() -> None:
+    facts = json.loads(to_json(make_record(make_case())))
+    old = {name: fact for name, fact in facts.items() if name not in ("drift", "quality_intervals")}
+
+    assert from_json(RunRecord, json.dumps(old)) == make_record(make_case())
 
 
 def test_record_of_before_these_experiments_is_read() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,7 +31,7 @@ from lensing_models.registry import find_architecture, find_task
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = ("wrong", "nan", "crash", "unbuildable", "fallback", "greedy", "shape", "raising", "leak", "hang")
 #: Known to every run, but part of none that names `PLANTED`.
-UNSERVABLE = "unservable"
+UNSERVABLE, FLIPPING = "unservable", "flipping"
 COLUMNS = (
     "task,architecture,backend,precision,batch_size,device,threads,variant,status,reason,validity,latency_p50_s,"
     "latency_p50_low_s,latency_p50_high_s,throughput_img_s,auc,accuracy,mse,on_frontier"
@@ -51,7 +52,7 @@ class Bench:
         return [sys.executable, "-m", "bench.run", *fixed, *given, "--time-budget", "0.4", *more]
 
     def environment(self) -> dict[str, str]:
-        planted = ",".join(f"tests.bench.planted.{name}" for name in (*PLANTED, UNSERVABLE))
+        planted = ",".join(f"tests.bench.planted.{name}" for name in (*PLANTED, UNSERVABLE, FLIPPING))
         return {**os.environ, "LENSING_BENCH_BACKENDS": planted, "PYTHONPATH": str(ROOT)}
 
     def run(self, out: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -251,6 +252,55 @@ def test_a_scenario_that_raises_spoils_no_latency_and_the_rest_is_driven(bench: 
     assert "scenarios: 1 ok, 0 skipped, 1 failed" in answer.stdout
 
 
+@pytest.fixture(scope="module")
+def drifted_run(bench: Bench) -> subprocess.CompletedProcess[str]:
+    """Return a run of a network that is fitted, eager and with half of its answers flipped."""
+    fitted = ("--checkpoints", str(ROOT / "results" / "checkpoints"), "--threads", "1", "--batch-sizes", "1,2")
+    return bench.run("drifted", "--backends", "eager,planted_flipping", *fitted, "--margin", "auc=0.01")
+
+
+def test_flipped_answers_are_worse_and_on_no_frontier(
+    bench: Bench, drifted_run: subprocess.CompletedProcess[str]
+) -> None:
+    with (bench.cwd / "drifted" / "table.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+
+    flipped = [row for row in rows if row["backend"] == "planted_flipping" and row["status"] == "ok"]
+    assert drifted_run.returncode == 0, drifted_run.stderr
+    assert [(row["drift_verdict"], row["on_frontier"]) for row in flipped] == [("worse", "false")] * 2
+    assert all(0 < int(row["flips_lost"]) <= int(row["flips"]) <= 42 for row in flipped)
+    assert all(float(row["drift_accuracy_high"]) < -0.005 and float(row["mcnemar_p"]) < 0.05 for row in flipped)
+
+
+def test_eager_fp32_does_not_drift_from_itself(bench: Bench, drifted_run: subprocess.CompletedProcess[str]) -> None:
+    records = [record for record in by_backend(bench.records("drifted"), "eager") if record.case.precision == "fp32"]
+
+    for record in records:
+        assert record.drift
+        assert (record.drift.images, record.drift.flips) == (42, 0)
+        assert all(abs(one.point) < 1e-3 for one in record.drift.differences)
+        assert [one.metric for one in record.quality_intervals] == ["auc", "accuracy"]
+    assert len(records) == 2
+
+
+def test_the_reference_holds_the_whole_test_split(bench: Bench, drifted_run: subprocess.CompletedProcess[str]) -> None:
+    (reference,) = (bench.cwd / "drifted" / "outputs").glob("*-reference.npy")
+
+    assert np.load(reference).shape == (42, 3)
+
+
+def test_the_margin_of_a_run_is_kept_and_a_resumed_one_has_the_same(
+    bench: Bench, drifted_run: subprocess.CompletedProcess[str]
+) -> None:
+    facts = json.loads((bench.cwd / "drifted" / "run.json").read_text(encoding="utf-8"))
+
+    answer = bench.run("drifted", "--backends", "eager", "--threads", "1", "--resume", "--margin", "auc=0.02")
+
+    assert facts["settings"]["margin"] == {"accuracy": 0.005, "auc": 0.01, "mse": 0.02}
+    assert answer.returncode == 2
+    assert "settings; choose another --out" in answer.stderr
+
+
 def test_trt_and_onnx_do_what_they_say(bench: Bench) -> None:
     answer = bench.run("main", "--backends", "trt,onnx", "--batch-sizes", "1", "--precisions", "fp32")
 
@@ -311,6 +361,8 @@ def test_a_killed_run_is_completed_and_nothing_measured_twice(bench: Bench) -> N
     assert set(Counter(record.case.key for record in after).values()) == {1}
     assert len(after) == 8
     assert all({block.process for block in record.timing.blocks} == {0, 1} for record in after if record.timing)
+    # What was scored before the kill is not scored again, and its drift is known all the same.
+    assert all(record.drift and record.quality_intervals for record in after)
 
 
 @contextmanager
@@ -351,6 +403,8 @@ def test_under_foreign_load_a_run_ends_and_says_so(bench: Bench) -> None:
         (("--time-budget", "-1"), "more than 0"),
         (("--target-ci", "5"), "between 0 and 1"),
         (("--case-timeout", "0"), "more than 0"),
+        (("--margin", "acc=0.01"), "unknown metric 'acc'; known: accuracy, auc, mse"),
+        (("--margin", "auc=2"), "from 0 to below 1"),
         (("--memory-limit", "-1"), "more than 0"),
         (("--scenarios", "sever"), "Did you mean 'server'?"),
         (("--p99-ms", "0"), "more than 0"),

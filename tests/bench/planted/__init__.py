@@ -35,7 +35,7 @@ class Planted:
         return Availability(version="1")
 
     def refuse(self, case: Case) -> str | None:
-        return None
+        return None if case.precision in self.precisions["cpu"] else "planted in another precision"
 
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> LocalSession:
         if self.name == "planted_unbuildable":
@@ -70,6 +70,8 @@ class PlantedSession(LocalSession):
             outputs[0, 0] = float("nan")
         if self._fault == "planted_shape":
             outputs = outputs[:, :-1]
+        if self._fault == "planted_flipping":
+            outputs = _flip(outputs, images)
         if self._fault == "planted_wrong":
             outputs = outputs + 0.01 * outputs.abs().max()
         return outputs
@@ -77,8 +79,14 @@ class PlantedSession(LocalSession):
     def evidence(self) -> Mapping[str, Scalar]:
         if self._fault == "planted_fallback":
             return {"precision": "fp32", "fallback": "ran on the CPU"}
-        return {"precision": "fp32"}
+        return {"precision": "bf16" if self._fault == "planted_flipping" else "fp32"}
 
 
-def plant(name: str) -> Planted:
-    return Planted(name=name, precisions={"cpu": ("fp32",)})
+def _flip(outputs: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Return *outputs* with each class taken for the next in about one of two images, whatever their batch."""
+    chosen = (images[:, 0, 0, 0] * 65535).long() % 2 == 0
+    return outputs.where(~chosen[:, None], outputs.roll(1, dims=1))
+
+
+def plant(name: str, precision: str = "fp32") -> Planted:
+    return Planted(name=name, precisions={"cpu": (precision,)})
