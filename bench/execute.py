@@ -5,27 +5,29 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from bench.anchor import Anchor
 from bench.backends import known_backends
 from bench.crew import Crew, score_together
 from bench.energy import ask_energy
-from bench.experiment import Extras, Findings, gather, saturate_together, time_end_to_end
-from bench.interleave import Limits, Member
+from bench.experiment import Findings, gather, saturate_together, time_end_to_end
+from bench.interleave import Member
 from bench.job import Job
 from bench.largest import find_largest_batch, open_alone
 from bench.machine_facts import read_ceilings
-from bench.measure import BlockPlan, utc_now
+from bench.measure import utc_now
 from bench.passes import measure_passes
 from bench.plan import PlannedCase, split_sets
 from bench.preliminary import Preliminaries
-from bench.process import Oversight, Worker, WorkerError
+from bench.process import Oversight, WorkerError
 from bench.provision import Provision
-from bench.records import Block, Case, Parity, RunRecord
+from bench.records import Case, Parity, RunRecord
 from bench.run_folder import RunFolder
 from bench.scenario import PlannedScenario
 from bench.scenario_pass import ScenarioPass
+from bench.sizes import Sizes
 from bench.statistic import judge
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
@@ -33,29 +35,6 @@ from lensing_models.registry import find_task
 #: Live workers beside the anchor. On a CPU a network has seven (eager, TorchScript and OpenVINO in two
 #: precisions, ONNX Runtime in one), and all that are compared should take turns.
 MOST_WORKERS = 7
-#: The anchor is the same in every run: a small network with random weights, one image a call.
-ANCHOR_ARCHITECTURE = "mobilenetv3_small"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
-    """How much is measured.
-
-    Attributes:
-        block: Of each block.
-        limits: When the latency of a case is known well enough.
-        extras: What beside latency.
-        timed: Whether there is any timing.
-        energy_s: Window of the energy [s]; 0 for none.
-        processes: Among which the blocks of a case's latency are divided.
-    """
-
-    block: BlockPlan
-    limits: Limits
-    extras: Extras
-    timed: bool
-    energy_s: float = 0.0
-    processes: int = 1
 
 
 class Execution:
@@ -82,7 +61,7 @@ class Execution:
     ) -> None:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
         self._fingerprint, self._oversight = fingerprint, oversight
-        self._anchor: Member | None = None
+        self._anchor = Anchor(folder, self._job, oversight)
         self._flop: dict[tuple[str, str], float | None] = {}
         self._preliminaries = Preliminaries(folder, self._job, oversight)
 
@@ -108,10 +87,7 @@ class Execution:
                 for pair in dict.fromkeys((case.task, case.network) for case in todo):
                     self._run_pair([case for case in todo if (case.task, case.network) == pair], scored)
             finally:
-                if self._anchor:
-                    self._anchor.worker.close()
-                if self._anchor and self._anchor.failure:
-                    self._folder.note({"anchor_failure": self._anchor.failure})
+                self._anchor.close()
 
     def run_scenarios(
         self, cases: Sequence[PlannedCase], plan: Callable[[list[RunRecord]], list[PlannedScenario]]
@@ -195,7 +171,7 @@ class Execution:
                 finish(member)
         elif members:
             self._line.say(f"time {name}: {len(members)} cases in turns")
-            keep = self._keep_block
+            keep = self._anchor.keep_block
 
             def reopen(member: Member) -> Member:
                 crew = crews[member.case.worker_key]
@@ -204,7 +180,7 @@ class Execution:
 
             members = measure_passes(
                 members,
-                self._find_anchor(cases[0]),
+                self._anchor.find(cases[0]),
                 self._sizes.limits,
                 self._sizes.processes,
                 reopen=reopen,
@@ -221,34 +197,6 @@ class Execution:
         for member in members:
             if findings := found.get(member.case.key):
                 self._record(member, crews[member.case.worker_key], findings)
-
-    def _find_anchor(self, case: Case) -> Member | None:
-        """Return the anchor, started at its first use; None if it cannot run."""
-        if self._anchor is None:
-            anchor = replace(
-                case,
-                architecture=ANCHOR_ARCHITECTURE,
-                backend="eager",
-                precision="fp32",
-                batch_size=1,
-                variant="anchor",
-            )
-            job = replace(self._job(case), case=anchor, checkpoint=None, reference=None)
-            # What it took in an earlier attempt tells its quiet level in this one.
-            earlier = self._folder.blocks_of(f"anchor/{anchor.key}")
-            self._anchor = Member(case=anchor, worker=Worker(job, self._oversight), blocks=earlier)
-            try:
-                self._anchor.worker.ask("open", 1, anchor.threads, 0)
-            except WorkerError as error:
-                self._anchor.failure = str(error)
-        return self._anchor
-
-    def _keep_block(self, group: str) -> Callable[[Member, Block], None]:
-        def keep(member: Member, block: Block) -> None:
-            key = f"anchor/{member.case.key}" if member is self._anchor else member.case.key
-            self._folder.record_block(key, group, block)
-
-        return keep
 
     def _gather(self, member: Member, crew: Crew, found: dict[str, Findings]) -> None:
         """Put into *found* what is known of a member whose latency was measured; one that failed is recorded so."""

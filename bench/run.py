@@ -20,7 +20,7 @@ from lensing_models.command_line import Parser, run_main
 from lensing_models.preset import PRESETS, Preset
 
 if TYPE_CHECKING:
-    from bench.experiment import Extras
+    pass
 
 
 def main() -> None:
@@ -119,14 +119,14 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     """Provide, measure and report *sweep*; return the exit code."""
     # Imported late: listing the plan needs none of it.
     from bench.environment import describe_environment
-    from bench.execute import Execution, Sizes
-    from bench.interleave import Limits
-    from bench.measure import BlockPlan, utc_now
+    from bench.execute import Execution
+    from bench.measure import utc_now
     from bench.process import Oversight, default_memory_limit
     from bench.provision import CACHE, pair_key, provide
     from bench.report import write_page, write_report
     from bench.run_folder import RunFolder, anchor_medians
     from bench.scenario import EFFORTS, plan_scenarios
+    from bench.sizes import choose_sizes
     from bench.timetable import Timetable, add_up
 
     timetable = Timetable()
@@ -135,23 +135,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     os.environ["OMP_NUM_THREADS"] = str(threads)
     environment = describe_environment(device, threads)
     out = options.out or default_folder(device, environment.versions)
-    case_s = options.time_budget or preset.case_s
-    sizes = Sizes(
-        block=BlockPlan(
-            block_s=preset.block_s, calls=preset.block_calls, discards=preset.discards, warmup_s=case_s / 4
-        ),
-        limits=Limits(
-            blocks=preset.blocks,
-            most_blocks=preset.most_blocks,
-            case_s=case_s,
-            target_ci=options.target_ci,
-            samples=preset.samples,
-        ),
-        extras=choose_extras(preset, case_s, options),
-        timed=not options.verify,
-        energy_s=preset.energy_s,
-        processes=options.processes or preset.processes,
-    )
+    sizes = choose_sizes(preset, options)
     oversight = Oversight(
         stage_s=options.case_timeout or preset.stage_s,
         memory_bytes=options.memory_limit * 2**30 if options.memory_limit else default_memory_limit(),
@@ -159,7 +143,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     )
     with RunFolder(out, resume=options.resume) as folder:
         command = f"python -m bench.run {shlex.join(argv)}".strip()
-        settings = {"preset": preset.name, "case_s": case_s, "target_ci": options.target_ci}
+        settings = {"preset": preset.name, "case_s": sizes.limits.case_s, "target_ci": options.target_ci}
         settings |= {"processes": sizes.processes, "margin": parse_margins(options.margin)}
         folder.start(environment, settings)
         if options.resume:
@@ -203,26 +187,6 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         # Once more, now that it is known what the report took.
         write_page(out)
     return tell(out, sweep, strict=options.strict)
-
-
-def choose_extras(preset: Preset, case_s: float, options: argparse.Namespace) -> Extras:
-    """Return how much *preset* measures beside latency, where a case has *case_s* seconds for that."""
-    from bench.experiment import Extras
-    from bench.interleave import Limits
-
-    most_blocks = max(2, round(preset.saturated_share * preset.most_blocks))
-    saturated = Limits(
-        blocks=min(preset.blocks, most_blocks),
-        most_blocks=most_blocks,
-        case_s=preset.saturated_share * case_s,
-        target_ci=options.target_ci,
-    )
-    return Extras(
-        saturated=saturated,
-        end_to_end_calls=preset.end_to_end_calls,
-        end_to_end_s=case_s / 10,
-        has_largest_batch=options.find_largest_batch,
-    )
 
 
 def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
