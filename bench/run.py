@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.backends import known_backends
 from bench.backends.base import has_nvidia_driver
@@ -18,9 +17,6 @@ from bench.plan import Sweep, expand_sweep, resolve_threads
 from bench.scenario import suits
 from lensing_models.command_line import Parser, run_main
 from lensing_models.preset import PRESETS, Preset
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> None:
