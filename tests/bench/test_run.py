@@ -334,6 +334,7 @@ def test_under_foreign_load_a_run_ends_and_says_so(bench: Bench) -> None:
         (("--models", "resnet19"), "Did you mean 'resnet18'?"),
         (("--tasks", "halomass"), "Did you mean 'halo_mass'?"),
         (("--precisions", "fp23"), "Did you mean 'fp32'?"),
+        (("--variants", "optimised"), "Did you mean 'optimized'?"),
         (("--batch-sizes", "0"), "positive whole numbers"),
         (("--device", "tpu"), "invalid choice"),
         (("--threads", "two"), "invalid int"),
