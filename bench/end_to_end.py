@@ -49,12 +49,17 @@ def make_steps(session: Session, store: Store, device: str) -> list[Callable[[An
     """Return the stages as functions, each taking what the one before returns."""
     from lensing_models.data.preprocess import scale_to_unit
 
-    def copy_in(images: torch.Tensor) -> torch.Tensor:
-        there = images.to(device)
-        if device == "cuda":
-            import torch
+    pinned: list[torch.Tensor] = []
 
-            torch.cuda.synchronize()
+    def copy_in(images: torch.Tensor) -> torch.Tensor:
+        if device != "cuda":
+            return images.to(device)
+        import torch
+
+        if not pinned:  # made once, by the call that is thrown away
+            pinned.append(torch.empty_like(images, pin_memory=True))
+        there = pinned[0].copy_(images).to(device, non_blocking=True)
+        torch.cuda.synchronize()
         return there
 
     def compute(images: torch.Tensor) -> torch.Tensor:

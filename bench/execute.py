@@ -32,8 +32,9 @@ from bench.statistic import judge
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
 
-#: Live workers beside the anchor. On a CPU a network has seven (eager, TorchScript and OpenVINO in two
-#: precisions, ONNX Runtime in one), and all that are compared should take turns.
+#: Live workers beside the anchor. On a CPU a network has eleven (eager, TorchScript, inductor, AOTInductor and
+#: OpenVINO in two precisions, ONNX Runtime in one), in two sets: each holds a network and a runtime in memory
+#: (EfficientNet-B5 while inductor compiles it for one image: 1.2 GB resident, what is shared included).
 MOST_WORKERS = 7
 
 

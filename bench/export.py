@@ -67,7 +67,7 @@ def onnx_file(network: LensNetwork, workdir: Path, precision: str = "fp32") -> P
     def write(path: Path) -> None:
         _write_onnx(network.set_compute_dtype(dtype), path)
 
-    return _cached(network, workdir, recipe, ".onnx", write)
+    return cached_file(network, workdir, recipe, ".onnx", write)
 
 
 def torchscript_file(network: LensNetwork, workdir: Path, precision: str, device: str) -> Path:
@@ -86,14 +86,14 @@ def torchscript_file(network: LensNetwork, workdir: Path, precision: str, device
 
     def write(path: Path) -> None:
         ready = network.set_compute_dtype(dtype).to(device).to(memory_format=torch.channels_last)
-        example = torch.rand(_example_shape(network), device=device)
+        example = torch.rand(example_shape(network), device=device)
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             # TorchScript is deprecated and says so at each call; measuring it is our purpose.
             warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
             traced = torch.jit.trace(ready, example, check_trace=False)  # type: ignore[no-untyped-call]  # torch's own
             torch.jit.save(torch.jit.freeze(traced.eval()), str(path))
 
-    return _cached(network, workdir, recipe, ".pt", write)
+    return cached_file(network, workdir, recipe, ".pt", write)
 
 
 def was_cached(path: Path) -> bool:
@@ -101,13 +101,13 @@ def was_cached(path: Path) -> bool:
     return _FOUND[path]
 
 
-def _example_shape(network: LensNetwork) -> tuple[int, int, int, int]:
-    """Return the shape of two images: a batch of one would be taken for a constant."""
+def example_shape(network: LensNetwork, batch_size: int = 2) -> tuple[int, int, int, int]:
+    """Return the shape of *batch_size* images; where it is to stay open, one would be taken for a constant."""
     stem = next(weight for weight in network.backbone.parameters() if weight.dim() == 4)
-    return (2, stem.shape[1], network.image_size, network.image_size)
+    return (batch_size, stem.shape[1], network.image_size, network.image_size)
 
 
-def _cached(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write: Callable[[Path], None]) -> Path:
+def cached_file(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write: Callable[[Path], None]) -> Path:
     """Return the file of *recipe* for *network*, written once whoever asks first; again if damaged."""
     workdir.mkdir(parents=True, exist_ok=True)
     versions = " ".join(importlib.metadata.version(name) for name in MAKERS)
@@ -132,7 +132,7 @@ def _file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _default_tf32() -> Iterator[None]:
+def default_tf32() -> Iterator[None]:
     """Give cuDNN's TF32 settings their defaults: torch.export fails where TF32 is forbidden.
 
     It asks for the old switch, which torch 2.15 cannot tell once both parts say ``ieee``.
@@ -158,12 +158,12 @@ def _write_onnx(network: LensNetwork, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     dtype = network.compute_dtype
-    with warnings.catch_warnings(), _default_tf32(), torch.inference_mode(False), torch.no_grad():
+    with warnings.catch_warnings(), default_tf32(), torch.inference_mode(False), torch.no_grad():
         # torch, onnxscript and copyreg warn of each other's deprecations during an export.
         warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning, UserWarning))
         program = torch.onnx.export(
             network,
-            (torch.rand(_example_shape(network)),),
+            (torch.rand(example_shape(network)),),
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("batch")},),

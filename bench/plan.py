@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.backends.base import Backend
-from bench.records import Case
+from bench.records import DEFAULT, GRAPH, Case, join_variants
 from bench.scenario import parse_scenarios
-from lensing_models.registry import select_pairs, split_names
+from lensing_models.registry import known_architectures, select_pairs, split_names
 from lensing_models.specs import ArchitectureSpec, TaskSpec
 
 #: The 16-bit precision that a device's hardware is made for.
 HALF_PRECISION = {"cpu": "bf16", "cuda": "fp16"}
 BATCH_SIZES = (1, 8, 32, 128)
+#: Runtime variants that are planned only where they are named or all are asked for.
+ON_REQUEST = frozenset({"optimized"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,7 @@ class PlannedCase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """The whole plan: cases ordered by task, architecture, backend, precision and batch size.
+    """The whole plan: cases ordered by task, architecture, backend, precision, variant and batch size.
 
     Attributes:
         scenarios: Kinds of arrivals that each measured case is driven with where they suit it.
@@ -50,6 +52,7 @@ def expand_sweep(
     threads: int,
     known: Mapping[str, Backend],
     scenarios: str = "",
+    variants: str | None = None,
 ) -> Sweep:
     """Return every cell that the comma lists name.
 
@@ -64,6 +67,7 @@ def expand_sweep(
         threads: CPU threads for every runtime.
         known: The backends by name.
         scenarios: Kinds of arrivals, ``all``, or nothing.
+        variants: Runtime variants, ``all`` (each cell's own), or None: those that are not `ON_REQUEST`.
 
     Raises:
         LookupError: If a name is unknown.
@@ -73,24 +77,25 @@ def expand_sweep(
     names = split_names("backend", backends, known) or list(known)
     sizes = parse_batch_sizes(batch_sizes)
     cells = [
-        (task, architecture, known[name], precision, size)
-        for task, architecture in pairs
-        for name in names
-        for precision in select_precisions(precisions, known[name], device, known)
-        for size in sizes
-    ]
-    cases = [
         Case(
             task=task.name,
             architecture=architecture.name,
-            backend=backend.name,
+            backend=name,
             precision=precision,
-            batch_size=size,
+            batch_size=sizes[0],
             device=device,
             threads=threads,
             variant=architecture.variant,
         )
-        for task, architecture, backend, precision, size in cells
+        for task, architecture in pairs
+        for name in names
+        for precision in select_precisions(precisions, known[name], device, known)
+    ]
+    cases = [
+        replace(cell, variant=join_variants(cell.variant, variant), batch_size=size)
+        for cell in cells
+        for variant in select_variants(variants, cell, known)
+        for size in sizes
     ]
     return Sweep(
         pairs=tuple(pairs),
@@ -102,7 +107,49 @@ def expand_sweep(
 def why_not(case: Case, known: Mapping[str, Backend]) -> str:
     """Return why *case* cannot run here, or an empty string."""
     backend = known[case.backend]
-    return backend.probe(case.device).reason or backend.refuse(case) or ""
+    return backend.probe(case.device).reason or backend.refuse(case) or _refuse_variant(case, backend)
+
+
+def _refuse_variant(case: Case, backend: Backend) -> str:
+    """Return that *case* has no such runtime variant, and which it has; empty if it has it."""
+    has = variants_of(case, backend)
+    if case.runtime_variant in has:
+        return ""
+    if case.has_variant(GRAPH) and case.device != "cuda":
+        return "a CUDA graph needs device cuda"
+    cell = f"{backend.name} {case.precision} on {case.device}"
+    return f"{cell} has no variant {case.runtime_variant!r}; it has {', '.join(has)}"
+
+
+def variants_of(case: Case, backend: Backend) -> tuple[str, ...]:
+    """Return every runtime variant of the cell of *case*: the backend's own, on CUDA each with and without a graph.
+
+    A backend that has more than the plain one says so in a method ``variants_of(case)``.
+    """
+    own = getattr(backend, "variants_of", None)
+    names: tuple[str, ...] = own(case) if own else (DEFAULT,)
+    return names if case.device != "cuda" else (*names, *(join_variants(name, GRAPH) for name in names))
+
+
+def select_variants(text: str | None, cell: Case, known: Mapping[str, Backend]) -> list[str]:
+    """Return the runtime variants of *cell* that *text* asks for.
+
+    A named one that the cell lacks is kept: its row says why it is refused.
+    """
+    has = variants_of(cell, known[cell.backend])
+    if text is None:
+        return [name for name in has if not ON_REQUEST & set(name.split("+"))]
+    anywhere = {
+        name
+        for backend in known.values()
+        for device, table in backend.precisions.items()
+        for precision in table
+        for architecture in known_architectures()
+        for name in variants_of(
+            replace(cell, architecture=architecture, backend=backend.name, device=device, precision=precision), backend
+        )
+    }
+    return split_names("variant", text, sorted(anywhere)) or list(has)
 
 
 def select_precisions(text: str | None, backend: Backend, device: str, known: Mapping[str, Backend]) -> list[str]:

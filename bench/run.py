@@ -35,6 +35,7 @@ def build_parser() -> Parser:
     add("--tasks", default="all", help="comma list of tasks, or all")
     add("--backends", default="all", help="comma list of backends, or all")
     add("--precisions", help="comma list, or all (each backend's own); default: fp32 and the device's half precision")
+    add("--variants", help="comma list of runtime variants, or all; default: all but those on request (optimized)")
     add("--batch-sizes", default="1,32", help="comma list, or all (1, 8, 32, 128); default: 1,32")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: cuda where there is one")
     add("--preset", default="quick", choices=sorted(PRESETS), help="sizes of data, fit and measurement")
@@ -85,6 +86,7 @@ def run(argv: Sequence[str]) -> int:
         threads=threads,
         known=known_backends(),
         scenarios=options.scenarios,
+        variants=options.variants,
     )
     if options.list:
         print_plan(sweep)

@@ -219,13 +219,14 @@ class Bench:
     def _prepare(self, slots: int) -> tuple[Session, float]:
         """Free what is open, and return the session of the case for *slots* requests and what `prepare` took [s]."""
         from bench.backends import known_backends
+        from bench.cuda_graph import prepare_session
 
         self._stack.close()
         self._stack, self._session, self._clock = ExitStack(), None, None
         network = load_network(self._job)
         backend = CONTROL if self._case.backend == CONTROL.name else known_backends()[self._case.backend]
         elapsed = stopwatch()
-        prepared = backend.prepare(network, self._case, self._job.workdir, slots)
+        prepared = prepare_session(backend, network, self._case, self._job.workdir, slots)
         self._session = self._stack.enter_context(prepared)
         return self._session, elapsed()
 

@@ -32,8 +32,12 @@ TELLING = (
     "bench.drift_page",
 )
 BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export"}
-#: The builder of TensorRT engines is that backend's own second module.
-OWN_MODULE = {"tensorrt_engine": {"bench.tensorrt_build"}}
+#: What a backend needs as its second module: the builder of TensorRT engines, the settings of torch's compiler.
+OWN_MODULE = {
+    "tensorrt_engine": {"bench.tensorrt_build"},
+    "inductor": {"bench.inductor_build"},
+    "aoti": {"bench.inductor_build"},
+}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,10 @@ class Session(Protocol):
     The session owns its output buffers: the outputs of a slot are valid until that slot's next
     call. Slots may be driven from a thread each at once; a session that cannot takes them one after
     the other and says so in its evidence, under ``serialised``. It never reads a clock.
+
+    On CUDA a session may have two methods more, for the runtime variant `graph` (`bench.cuda_graph`):
+    ``stream_of(slot)``, the stream that the slot's work is on, None for the caller's current one; and
+    ``with_own_graph(reason)``, which returns a session that captures itself, where ours, for *reason*, cannot.
     """
 
     artifact_bytes: int | None
@@ -77,7 +81,11 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """A runtime. Cheap to construct: nothing is imported or built before `prepare`."""
+    """A runtime. Cheap to construct: nothing is imported or built before `prepare`.
+
+    One that can run a case in several ways has one more method, ``variants_of(case)``: the names of the
+    runtime variants of the case's cell, ``default`` first (`bench.plan.variants_of`).
+    """
 
     name: str
     precisions: Mapping[str, tuple[str, ...]]
@@ -126,16 +134,16 @@ class LocalSession:
 
 
 class TorchSession(LocalSession):
-    """A module of torch that is called; on CUDA on the caller's current stream, or on one a slot if they are several.
+    """A function of torch that is called; on CUDA on the caller's current stream, or on one a slot if they are several.
 
     Args:
-        module: Maps (B, C, H, W) float32 to (B, K) float32 on the case's device.
+        call: Maps (B, C, H, W) float32 to (B, K) float32 on the case's device, e.g. a module.
         case: What is run.
         slots: Requests that may be in flight at once.
     """
 
-    def __init__(self, module: torch.nn.Module, case: Case, slots: int = 1) -> None:
-        self._module, self._case = module, case
+    def __init__(self, call: Callable[[torch.Tensor], torch.Tensor], case: Case, slots: int = 1) -> None:
+        self._call, self._case = call, case
         self._streams = new_streams(slots) if case.device == "cuda" and slots > 1 else []
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
@@ -144,12 +152,16 @@ class TorchSession(LocalSession):
 
         with torch.inference_mode():
             if not self._streams:
-                outputs: torch.Tensor = self._module(images)
+                outputs = self._call(images)
             else:
                 self._streams[slot].wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(self._streams[slot]):
-                    outputs = self._module(images)
+                    outputs = self._call(images)
         return outputs
+
+    def stream_of(self, slot: int) -> torch.cuda.Stream | None:
+        """Return the stream of *slot*; None where it is the caller's current one."""
+        return self._streams[slot] if self._streams else None
 
     def synchronize(self, slot: int | None = None) -> None:
         """Wait for the device, or the slot's stream; on the CPU `infer` has waited already."""
@@ -173,6 +185,16 @@ def name_precision(weights: Iterable[torch.Tensor]) -> tuple[str, str]:
     """Return the precision that *weights* of more than one dimension have, ``mixed`` if several, and their dtypes."""
     dtypes = "+".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights if weight.dim() > 1}))
     return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtypes, "mixed"), dtypes
+
+
+def name_tf32(precision: str, device: str) -> str:
+    """Return *precision*, but ``tf32`` for fp32 on CUDA where torch's convolutions may round to it."""
+    if (device, precision) != ("cuda", "fp32"):
+        return precision
+    import torch
+
+    # The stubs of torch 2.15 lack the settings of cuDNN's parts.
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "fp32"  # type: ignore[attr-defined]
 
 
 def installed(*distributions: str, remedy: str) -> Availability:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.backends.base import Availability, TorchSession, installed, name_precision, refuse_by_table
+from bench.backends.base import Availability, TorchSession, installed, name_precision, name_tf32, refuse_by_table
 from bench.records import Case, Scalar
 from lensing_models.precision import set_tf32
 
 if TYPE_CHECKING:
+    import torch
+
     from lensing_models.network import LensNetwork
 
 
@@ -45,17 +47,17 @@ class EagerBackend:
 class EagerSession(TorchSession):
     """A module run layer by layer."""
 
+    def __init__(self, module: torch.nn.Module, case: Case, slots: int) -> None:
+        super().__init__(module, case, slots)
+        self._module = module
+
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the dtypes of the weights, the TF32 flags and torch's thread count."""
         import torch
 
         precision, dtypes = name_precision(self._module.parameters())
-        if precision == "fp32" and self._case.device == "cuda":
-            # The stubs of torch 2.15 lack the settings of cuDNN's parts.
-            convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-            precision = "tf32" if convolution == "tf32" else "fp32"
         return {
-            "precision": precision,
+            "precision": name_tf32(precision, self._case.device),
             "weight_dtypes": dtypes,
             "threads": torch.get_num_threads(),
             "memory_format": "channels_last",

@@ -99,9 +99,17 @@ class CudaSession(LocalSession):
 
     A stream that the caller gives belongs to a whole `InferenceSession`, so two slots that shared one
     would wait for each other; the weights are on the GPU once a slot.
+
+    Args:
+        path: The exported graph.
+        case: What is run.
+        output_count: K.
+        slots: Requests that may be in flight at once.
+        own_graph: Why ONNX Runtime captures the graph itself; empty where it does not. It replays it on
+            the addresses of its first run, so that images are copied into a buffer of the slot's own.
     """
 
-    def __init__(self, path: Path, case: Case, output_count: int, slots: int) -> None:
+    def __init__(self, path: Path, case: Case, output_count: int, slots: int, own_graph: str = "") -> None:
         import torch
 
         from bench.export import was_cached
@@ -109,18 +117,21 @@ class CudaSession(LocalSession):
         self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
         self._path = path
         self._case = case
+        self._own_graph = own_graph
         # ONNX Runtime takes stream 0 for none, so the streams must not be torch's default one.
         self._streams = new_streams(slots)
         settings = {
             "device_id": "0",
             "cudnn_conv_algo_search": "EXHAUSTIVE",
             "use_tf32": "1" if case.precision == "tf32" else "0",
+            "enable_cuda_graph": "1" if own_graph else "0",
         }
         own = [{**settings, "user_compute_stream": str(stream.cuda_stream)} for stream in self._streams]
         self._sessions = [build_session(path, case, ("CUDAExecutionProvider", options)) for options in own]
         shape = (case.batch_size, output_count)
         self._outputs = [torch.empty(shape, device="cuda") for _ in range(slots)]
         self._bindings = [session.io_binding() for session in self._sessions]
+        self._images: dict[int, torch.Tensor] = {}
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
         """Enqueue on the slot's stream; the outputs are the slot's own buffer (B, K)."""
@@ -128,11 +139,29 @@ class CudaSession(LocalSession):
         import torch
 
         binding, outputs = self._bindings[slot], self._outputs[slot]
+        self._streams[slot].wait_stream(torch.cuda.current_stream())
+        if self._own_graph:
+            place = self._images.setdefault(slot, torch.empty_like(images))
+            with torch.cuda.stream(self._streams[slot]):
+                images = place.copy_(images, non_blocking=True)
         binding.bind_input("images", "cuda", 0, numpy.float32, tuple(images.shape), images.data_ptr())
         binding.bind_output("outputs", "cuda", 0, numpy.float32, tuple(outputs.shape), outputs.data_ptr())
-        self._streams[slot].wait_stream(torch.cuda.current_stream())
-        self._sessions[slot].run_with_iobinding(binding)
+        if torch.cuda.is_current_stream_capturing():
+            run_captured(self._sessions[slot], binding)
+        else:
+            self._sessions[slot].run_with_iobinding(binding)
         return outputs
+
+    def stream_of(self, slot: int) -> torch.cuda.Stream:
+        """Return the stream of *slot*."""
+        return self._streams[slot]
+
+    def with_own_graph(self, reason: str) -> CudaSession:
+        """Return a session in which ONNX Runtime captures, for *reason*; this one is of no more use."""
+        slots, count = len(self._outputs), self._outputs[0].shape[1]
+        self._bindings.clear()
+        self._sessions.clear()
+        return CudaSession(self._path, self._case, count, slots, own_graph=reason)
 
     def synchronize(self, slot: int | None = None) -> None:
         """Wait for the streams of all slots, or for that of *slot*."""
@@ -145,7 +174,25 @@ class CudaSession(LocalSession):
         tf32 = self._sessions[0].get_provider_options()["CUDAExecutionProvider"]["use_tf32"]
         if facts["precision"] == "fp32" and tf32 == "1":
             facts["precision"] = "tf32"
-        return {**facts, "use_tf32": tf32}
+        graph = {"cuda_graph": "ONNX Runtime's own", "not_captured": self._own_graph} if self._own_graph else {}
+        return {**facts, "use_tf32": tf32, **graph}
+
+
+def run_captured(session: Any, binding: Any) -> None:  # onnxruntime is untyped
+    """Run *session* within a capture, where waiting for the stream, as its run does otherwise, is not allowed.
+
+    Raises:
+        RuntimeError: If ONNX Runtime cannot.
+    """
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, Fail, RuntimeException
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    try:
+        session.run_with_iobinding(binding, options)
+    except (EPFail, Fail, RuntimeException) as error:  # none is a RuntimeError
+        raise RuntimeError(f"ONNX Runtime: {error}") from error
 
 
 def _evidence(session: Any, path: Path) -> Mapping[str, Scalar]:  # onnxruntime is untyped

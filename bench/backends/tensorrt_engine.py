@@ -150,6 +150,11 @@ class TensorRTSession(LocalSession):
         self._require(place.context.execute_async_v3(place.stream.cuda_stream), "enqueue")
         return place.outputs
 
+    def stream_of(self, slot: int) -> torch.cuda.Stream:
+        """Return the stream of *slot*."""
+        place: Slot = self._slots[slot]
+        return place.stream
+
     def synchronize(self, slot: int | None = None) -> None:
         """Wait for the streams of all slots, or for that of *slot*."""
         waited: list[Slot] = self._slots if slot is None else [self._slots[slot]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, TorchSession, installed, name_precision, refuse_by_table
-from bench.records import Case, Scalar
+from bench.records import DEFAULT, Case, Scalar
 from lensing_models.precision import set_tf32
 
 if TYPE_CHECKING:
@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from lensing_models.network import LensNetwork
 
 
+#: What the documentation of `torch.jit.load`, `freeze` and `optimize_for_inference` says; `trace` warns at each call.
+DEPRECATED = "since torch 2.5, for torch.compile and torch.export"
+#: The runtime variant that passes the frozen graph through `torch.jit.optimize_for_inference`.
+OPTIMIZED = "optimized"
+
+
 class TorchScriptBackend:
-    """The frozen trace; `optimize_for_inference` is erratic and would be a variant."""
+    """The frozen trace; what `optimize_for_inference` makes of it is a variant, for it may be slower."""
 
     name = "torchscript"
     precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16")}
@@ -31,8 +37,15 @@ class TorchScriptBackend:
         """Return why the precision is not to be had on the device, or None."""
         return refuse_by_table(self, case)
 
+    def variants_of(self, case: Case) -> tuple[str, ...]:
+        """Return the plain variant and, where it changes the graph, that of `optimize_for_inference`."""
+        return (DEFAULT, OPTIMIZED) if (case.device, case.precision) == ("cpu", "fp32") else (DEFAULT,)
+
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> TorchScriptSession:
-        """Export the frozen trace unless it is there, and load it."""
+        """Export the frozen trace unless it is there, load it, and optimise it if that is the variant.
+
+        What `optimize_for_inference` returns cannot be saved, so it is made at each load.
+        """
         import torch
 
         from bench.export import torchscript_file
@@ -42,6 +55,8 @@ class TorchScriptBackend:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
             module = torch.jit.load(str(path), map_location=case.device).eval()  # type: ignore[no-untyped-call]  # torch's own
+            if case.has_variant(OPTIMIZED):
+                module = torch.jit.optimize_for_inference(module)
         return TorchScriptSession(module, case, path, slots)
 
 
@@ -63,7 +78,22 @@ class TorchScriptSession(TorchSession):
         nodes = self._graph.findAllNodes("prim::Constant")  # type: ignore[attr-defined]
         constants = (node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t")
         precision, dtypes = name_precision(constants)
-        return {"precision": precision, "weight_dtypes": dtypes, "threads": torch.get_num_threads()}
+        facts: dict[str, Scalar] = {
+            "precision": precision,
+            "weight_dtypes": dtypes,
+            "threads": torch.get_num_threads(),
+            "deprecated": DEPRECATED,
+        }
+        if self._case.has_variant(OPTIMIZED):
+            facts.update(_count_mkldnn(self._graph))
+        return facts
+
+
+def _count_mkldnn(graph: torch.Graph) -> Mapping[str, Scalar]:
+    """Return how many convolutions of *graph* are oneDNN's own; where none is, nothing was optimised."""
+    # As above: torch.jit publishes no types for its graph.
+    count = len(graph.findAllNodes("prim::mkldnn_convolution"))  # type: ignore[attr-defined]
+    return {"mkldnn_convolutions": count, **({} if count else {"fallback": "nothing was made oneDNN's"})}
 
 
 BACKEND = TorchScriptBackend()

@@ -6,17 +6,38 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bench.records import Case
 from lensing_models.network import LensNetwork
 from lensing_models.registry import find_architecture, find_task
+
+#: Backends that compile each network for a minute or so: most of their tests run `TINY`.
+COMPILING = ("inductor", "aoti")
+#: A network of a few layers of the kinds that the others have.
+TINY = "tiny"
+
+
+def new_network(architecture: str, task: str) -> LensNetwork:
+    """Return a network with random weights: *architecture*, which may be `TINY`, for *task*."""
+    spec = find_task(task)
+    if architecture != TINY:
+        return find_architecture(architecture).build(spec)
+    channels, side, _ = spec.image_shape
+    layers = [
+        *(nn.Conv2d(channels, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, stride=2, groups=8, bias=False), nn.BatchNorm2d(8), nn.Hardswish()),
+        *(nn.Conv2d(8, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, spec.output_count)),
+    ]
+    size = {"image_size": side, "input_size": side // 2, "output_count": spec.output_count}
+    return LensNetwork(nn.Sequential(*layers), **size).eval()
 
 
 @cache
 def _weights(architecture: str, task: str) -> dict[str, torch.Tensor]:
     """Return weights whose BatchNorm statistics belong to them, so that outputs are tame."""
     torch.manual_seed(0)
-    network = find_architecture(architecture).build(find_task(task))
+    network = new_network(architecture, task)
     torch.nn.init.normal_(network.output_shift)
     network.train()
     with torch.no_grad():
@@ -41,7 +62,7 @@ def build() -> Callable[[str, str], LensNetwork]:
     """Return a builder of fresh networks that always gives the same weights."""
 
     def make(architecture: str, task: str) -> LensNetwork:
-        network = find_architecture(architecture).build(find_task(task))
+        network = new_network(architecture, task)
         network.load_state_dict(_weights(architecture, task))
         return network
 

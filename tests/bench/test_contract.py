@@ -1,7 +1,8 @@
 """What every backend promises (`bench.backends.base`), on random weights with tame statistics.
 
-The cells of backend, device and precision run the smallest network; every network but the largest
-goes through every backend that exports it, on every task. That one is `slow`, but for one export.
+The cells of backend, device and precision run the smallest network, those of a backend that compiles for
+long a tiny one; every network but the largest goes through every backend that exports it, on every task.
+That one is `slow`, but for one export, and so is what compiles for long.
 A run's `parity_error` column says the same of fitted networks.
 """
 
@@ -12,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from bench.records import Case
 from lensing_models.network import LensNetwork
 from lensing_models.registry import known_architectures
 from lensing_models.tasks import known_tasks
-from tests.bench.conftest import lens_like_images, make_case
+from tests.bench.conftest import COMPILING, TINY, lens_like_images, make_case
 
 Build = Callable[[str, str], LensNetwork]
 
@@ -44,7 +46,8 @@ REDUCED = 0.2
 def case(request: pytest.FixtureRequest) -> Case:
     """Return the case of a cell, or skip with the reason that its row would carry."""
     backend, device, precision = request.param
-    chosen = make_case(backend=backend, device=device, precision=precision)
+    architecture = TINY if backend in COMPILING else "mobilenetv3_small"
+    chosen = make_case(backend=backend, architecture=architecture, device=device, precision=precision)
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if reason := why_not(chosen, known_backends()):
@@ -92,7 +95,7 @@ def test_outputs_are_those_of_the_reference(case: Case, build: Build, workdir: P
 @every_cell
 def test_outputs_do_not_depend_on_the_batch(case: Case, build: Build, workdir: Path) -> None:
     images = lens_like_images(5)
-    one = make_case(backend=case.backend, device=case.device, precision=case.precision, batch_size=1)
+    one = replace(case, batch_size=1)
 
     with prepare(build, case, workdir) as session:
         in_pairs = run_through(session, images, case)
@@ -173,8 +176,16 @@ def test_every_network_exports(backend: str, architecture: str, task: str, build
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("architecture", [name for name in known_architectures() if name != "efficientnet_b5"])
+@pytest.mark.parametrize("backend", COMPILING)
+def test_every_network_compiles(backend: str, architecture: str, build: Build, workdir: Path) -> None:
+    task = "galaxy_morphology" if architecture == "resnet34" else "substructure"
+    check_parity(make_case(backend=backend, architecture=architecture, task=task), build, workdir)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("task", known_tasks())
-@pytest.mark.parametrize("backend", ["eager", "torchscript", "onnx", "openvino"])
+@pytest.mark.parametrize("backend", ["eager", "torchscript", "onnx", "openvino", *COMPILING])
 def test_the_largest_network_runs(backend: str, task: str, build: Build, workdir: Path) -> None:
     check_parity(make_case(backend=backend, architecture="efficientnet_b5", task=task), build, workdir)
 

@@ -6,6 +6,7 @@ import pytest
 
 from bench.backends import known_backends
 from bench.plan import Sweep, expand_sweep, parse_batch_sizes, resolve_threads, split_sets
+from bench.records import Case
 from lensing_models import registry
 from lensing_models.registry import find_architecture
 
@@ -40,8 +41,8 @@ def test_an_unpublished_pair_is_had_by_naming_it() -> None:
 def test_every_cell_is_planned_once() -> None:
     keys = [planned.case.key for planned in expand().cases]
 
-    # 7 pairs x 5 backends x (fp32, bf16) x 2 batch sizes
-    assert len(keys) == len(set(keys)) == 7 * 5 * 2 * 2
+    # 7 pairs x 7 backends x (fp32, bf16) x 2 batch sizes
+    assert len(keys) == len(set(keys)) == 7 * 7 * 2 * 2
 
 
 def test_a_refused_cell_is_planned_with_its_reason() -> None:
@@ -70,7 +71,12 @@ def test_all_precisions_are_the_backends_own() -> None:
 
 @pytest.mark.parametrize(
     ("option", "text", "hint"),
-    [("backends", "tr", "'trt'"), ("models", "resnet19", "'resnet18'"), ("precisions", "bf61", "'bf16'")],
+    [
+        ("backends", "tr", "'trt'"),
+        ("models", "resnet19", "'resnet18'"),
+        ("precisions", "bf61", "'bf16'"),
+        ("variants", "grpah", "'graph'"),
+    ],
 )
 def test_an_unknown_name_gets_the_nearest_one(option: str, text: str, hint: str) -> None:
     with pytest.raises(LookupError, match=f"Did you mean {hint}"):
@@ -109,3 +115,50 @@ def test_sets_are_few_and_even(count: int) -> None:
     assert [name for chosen in sets for name in chosen] == names
     assert len(sets) == -(-count // 6)
     assert max(map(len, sets)) - min(map(len, sets)) <= 1
+
+
+def variants(**changes: object) -> list[tuple[str, str]]:
+    """Return the variant of each case of one small cell, and why it is skipped."""
+    small = {"models": "resnet18", "tasks": "halo_mass", "precisions": "fp32", "batch_sizes": "1", **changes}
+    return [(planned.case.variant, planned.skip_reason) for planned in expand(**small).cases]
+
+
+def test_what_is_on_request_is_planned_by_naming_it_or_all() -> None:
+    assert variants(backends="torchscript") == [("default", "")]
+    assert variants(backends="torchscript", variants="optimized") == [("optimized", "")]
+    assert variants(backends="torchscript", variants="all") == [("default", ""), ("optimized", "")]
+
+
+def test_on_cuda_each_variant_is_planned_with_a_graph_too() -> None:
+    planned = variants(backends="eager,onnx", device="cuda")
+
+    assert [variant for variant, _ in planned] == ["default", "graph"] * 2
+
+
+def test_a_variant_that_a_cell_lacks_is_planned_with_its_reason() -> None:
+    assert variants(backends="eager", variants="default,optimized") == [
+        ("default", ""),
+        ("optimized", "eager fp32 on cpu has no variant 'optimized'; it has default"),
+    ]
+    assert variants(backends="eager", variants="graph") == [("graph", "a CUDA graph needs device cuda")]
+
+
+def test_a_variant_joins_that_of_the_network() -> None:
+    planned = variants(models="efficientnet_b5-px150", backends="eager", device="cuda")
+
+    assert [variant for variant, _ in planned] == ["px150", "px150+graph"]
+
+
+def test_a_backend_says_which_cells_have_its_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mixed(case: Case) -> tuple[str, ...]:
+        return ("default", "mixed") if case.precision == "bf16" else ("default",)
+
+    monkeypatch.setattr(known_backends()["openvino"], "variants_of", mixed, raising=False)
+
+    planned = expand(models="resnet18", tasks="halo_mass", backends="openvino", batch_sizes="1").cases
+
+    assert [(p.case.precision, p.case.variant) for p in planned] == [
+        ("fp32", "default"),
+        ("bf16", "default"),
+        ("bf16", "mixed"),
+    ]

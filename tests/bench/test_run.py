@@ -397,6 +397,7 @@ def test_under_foreign_load_a_run_ends_and_says_so(bench: Bench) -> None:
         (("--models", "resnet19"), "Did you mean 'resnet18'?"),
         (("--tasks", "halomass"), "Did you mean 'halo_mass'?"),
         (("--precisions", "fp23"), "Did you mean 'fp32'?"),
+        (("--variants", "optimised"), "Did you mean 'optimized'?"),
         (("--batch-sizes", "0"), "positive whole numbers"),
         (("--device", "tpu"), "invalid choice"),
         (("--threads", "two"), "invalid int"),
@@ -445,4 +446,4 @@ def test_listing_imports_no_torch() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
 
     assert answer.stdout.splitlines()[-1] == "[]"
-    assert "140 cases" in answer.stdout
+    assert "196 cases" in answer.stdout

@@ -21,7 +21,7 @@ from bench.measure import prolong
 from bench.plan import HALF_PRECISION, why_not
 from bench.records import Case
 from lensing_models.registry import find_architecture, find_task
-from tests.bench.conftest import lens_like_images
+from tests.bench.conftest import COMPILING, lens_like_images
 from tests.benchmarks import PLANT
 
 pytestmark = pytest.mark.benchmark(min_rounds=20, max_time=0.6, warmup=True, warmup_iterations=5, disable_gc=True)
@@ -60,6 +60,8 @@ def case(request: pytest.FixtureRequest, threads: int) -> Case:
         pytest.skip("no CUDA device")
     if reason := why_not(chosen, known_backends()):
         pytest.skip(reason)
+    if backend in COMPILING and not request.config.getoption("benchmark_only"):
+        pytest.skip("compiles for a minute; run on demand only, with the times")
     return chosen
 
 
