@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -163,10 +164,16 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 def use_cache_in(workdir: Path, device: str) -> Path:
     """Have inductor keep all that it writes under *workdir*, in a folder of this machine's own; return that."""
+    from tqdm import tqdm
+
     machine = hashlib.sha256(describe_machine(device).encode()).hexdigest()[:12]
     folder = (workdir / f"inductor-{machine}").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    # Nor start processes before Triton has work for them: they would stand beside what is timed.
+    os.environ["TORCH_WARM_POOL"] = "0"
+    # The lock of its progress bars is one between processes, which a worker that is killed never gives back.
+    tqdm.set_lock(threading.RLock())
     # It warns on every machine without a CUDA runtime.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     return folder

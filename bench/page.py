@@ -220,6 +220,10 @@ def _measured(report: Report) -> str:
         )
     if any(record.converged is False for record in records):
         lines.append(f"- {UNCONVERGED}")
+    told = {(r.case.backend, r.measurement.evidence.get("deprecated")) for r in records if r.measurement}
+    lines += [
+        f"- {backend}: its makers call it deprecated {since}." for backend, since in sorted(told, key=str) if since
+    ]
     if anchors := report.anchor.values():
         drift = f"{1e3 * min(anchors):.3g} to {1e3 * max(anchors):.3g} ms"
         lines.append(f"- The anchor, one case measured among every group, took {drift} from group to group.")

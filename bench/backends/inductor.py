@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CALLS = {
     "generated_kernels": re.compile(r"^\s+(?:cpp_\w+\(|triton_\w+\.run\()", re.MULTILINE),
     "mkldnn_calls": re.compile(r"torch\.ops\.(?:mkldnn|onednn)\.[\w.]+\("),
-    "library_calls": re.compile(r"(?:extern_kernels|torch\.ops\.aten)\.[\w.]+\("),
+    "library_calls": re.compile(r"(?:extern_kernels|torch\.ops\.(?:aten|mkl))\.[\w.]+\("),
 }
 
 

@@ -279,6 +279,18 @@ def test_page_shows_where_the_time_went(tmp_path: Path) -> None:
     )
 
 
+def test_page_says_once_what_is_deprecated(tmp_path: Path) -> None:
+    known = make_record(make_case()).measurement
+    assert known
+    old = dataclasses.replace(known, evidence={"precision": "fp32", "deprecated": "since torch 2.5"})
+    cases = [make_case(backend="torchscript", batch_size=size) for size in (1, 32)]
+
+    text = page(tmp_path, ok("eager", 0.01, 0.98), *(make_record(case, measurement=old) for case in cases))
+
+    assert text.count("- torchscript: its makers call it deprecated since torch 2.5.") == 1
+    assert text.count("deprecated") == 1
+
+
 def test_page_says_that_the_anchor_failed(tmp_path: Path) -> None:
     run = write_run(tmp_path, [ok("eager", 0.01, 0.98)])
     (run / "run.json").write_text(json.dumps({"anchor_failure": "hung"}), encoding="utf-8")

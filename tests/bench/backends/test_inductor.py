@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -155,3 +157,27 @@ def test_without_pythons_headers_it_says_what_to_install(monkeypatch: pytest.Mon
 
     assert "Python.h" in reason
     assert "python3-dev" in reason
+
+
+NO_TRACE = """
+import multiprocessing.synchronize, pathlib, sys
+import psutil
+from bench.backends.inductor import BACKEND
+from tests.bench.conftest import TINY, make_case, new_network
+
+made = []
+make = multiprocessing.synchronize.SemLock.__init__
+def note(self, *args, **options):
+    made.append(args)
+    make(self, *args, **options)
+multiprocessing.synchronize.SemLock.__init__ = note
+case = make_case(backend="inductor", architecture=TINY)
+with BACKEND.prepare(new_network(TINY, case.task), case, pathlib.Path(sys.argv[1])):
+    print(len(made), len(psutil.Process().children(recursive=True)))
+"""
+
+
+def test_a_worker_that_compiled_can_be_killed_without_a_trace(workdir: Path) -> None:
+    answer = subprocess.run([sys.executable, "-c", NO_TRACE, str(workdir)], capture_output=True, text=True, check=True)
+
+    assert answer.stdout.split() == ["0", "0"]
