@@ -67,7 +67,7 @@ def onnx_file(network: LensNetwork, workdir: Path, precision: str = "fp32") -> P
     def write(path: Path) -> None:
         _write_onnx(network.set_compute_dtype(dtype), path)
 
-    return _cached(network, workdir, recipe, ".onnx", write)
+    return cached_file(network, workdir, recipe, ".onnx", write)
 
 
 def torchscript_file(network: LensNetwork, workdir: Path, precision: str, device: str) -> Path:
@@ -93,7 +93,7 @@ def torchscript_file(network: LensNetwork, workdir: Path, precision: str, device
             traced = torch.jit.trace(ready, example, check_trace=False)  # type: ignore[no-untyped-call]  # torch's own
             torch.jit.save(torch.jit.freeze(traced.eval()), str(path))
 
-    return _cached(network, workdir, recipe, ".pt", write)
+    return cached_file(network, workdir, recipe, ".pt", write)
 
 
 def was_cached(path: Path) -> bool:
@@ -107,8 +107,16 @@ def _example_shape(network: LensNetwork) -> tuple[int, int, int, int]:
     return (2, stem.shape[1], network.image_size, network.image_size)
 
 
-def _cached(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Return the file of *recipe* for *network*, written once whoever asks first; again if damaged."""
+def cached_file(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Return the file of *recipe* for *network*, written once whoever asks first; again if damaged.
+
+    Args:
+        network: Its weights and sizes are part of the file's key, and the versions of `MAKERS`.
+        workdir: Folder of derived files; made if missing.
+        recipe: Whatever else decides on the content.
+        suffix: Of the file's name.
+        write: Writes the file to a path of that suffix.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     versions = " ".join(importlib.metadata.version(name) for name in MAKERS)
     sizes = f"{network.image_size} {network.input_size}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.backends.base import Backend
-from bench.records import Case
+from bench.records import DEFAULT, Case, join_variants
 from bench.scenario import parse_scenarios
 from lensing_models.registry import select_pairs, split_names
 from lensing_models.specs import ArchitectureSpec, TaskSpec
@@ -28,7 +28,7 @@ class PlannedCase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """The whole plan: cases ordered by task, architecture, backend, precision and batch size.
+    """The whole plan: cases ordered by task, architecture, backend, precision, variant and batch size.
 
     Attributes:
         scenarios: Kinds of arrivals that each measured case is driven with where they suit it.
@@ -73,24 +73,25 @@ def expand_sweep(
     names = split_names("backend", backends, known) or list(known)
     sizes = parse_batch_sizes(batch_sizes)
     cells = [
-        (task, architecture, known[name], precision, size)
-        for task, architecture in pairs
-        for name in names
-        for precision in select_precisions(precisions, known[name], device, known)
-        for size in sizes
-    ]
-    cases = [
         Case(
             task=task.name,
             architecture=architecture.name,
-            backend=backend.name,
+            backend=name,
             precision=precision,
-            batch_size=size,
+            batch_size=sizes[0],
             device=device,
             threads=threads,
             variant=architecture.variant,
         )
-        for task, architecture, backend, precision, size in cells
+        for task, architecture in pairs
+        for name in names
+        for precision in select_precisions(precisions, known[name], device, known)
+    ]
+    cases = [
+        replace(cell, variant=join_variants(cell.variant, variant), batch_size=size)
+        for cell in cells
+        for variant in variants_of(cell, known[cell.backend])
+        for size in sizes
     ]
     return Sweep(
         pairs=tuple(pairs),
@@ -103,6 +104,16 @@ def why_not(case: Case, known: Mapping[str, Backend]) -> str:
     """Return why *case* cannot run here, or an empty string."""
     backend = known[case.backend]
     return backend.probe(case.device).reason or backend.refuse(case) or ""
+
+
+def variants_of(case: Case, backend: Backend) -> tuple[str, ...]:
+    """Return every runtime variant of the cell of *case*, the plain one first.
+
+    A backend that has more than the plain one says so in a method ``variants_of(case)``.
+    """
+    own = getattr(backend, "variants_of", None)
+    names: tuple[str, ...] = own(case) if own else (DEFAULT,)
+    return names
 
 
 def select_precisions(text: str | None, backend: Backend, device: str, known: Mapping[str, Backend]) -> list[str]:

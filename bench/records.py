@@ -17,6 +17,10 @@ Status = Literal["ok", "skipped", "failed"]
 FOREIGN_LOAD, ANCHOR = "foreign_load", "anchor"
 Validity = Literal["valid", "unstable", "throttled", "contended", "fallback", "undersampled", ""]
 Scalar = str | int | float | bool | None
+#: The variant that departs in nothing.
+DEFAULT = "default"
+#: The runtime variant that captures a CUDA graph of a call and replays it.
+GRAPH = "graph"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +40,7 @@ class Case:
     batch_size: int
     device: str
     threads: int
-    variant: str = "default"
+    variant: str = DEFAULT
 
     @property
     def key(self) -> str:
@@ -48,24 +52,34 @@ class Case:
     def network_variant(self) -> str:
         """Return what of the variant makes another network, e.g. ``px150``; ``default`` if nothing."""
         known = known_architectures()
-        return next((part for part in self.variant.split("+") if f"{self.architecture}-{part}" in known), "default")
+        return next((part for part in self.variant.split("+") if f"{self.architecture}-{part}" in known), DEFAULT)
 
     @property
     def runtime_variant(self) -> str:
         """Return what of the variant concerns the runtime; ``default`` if nothing."""
         parts = [part for part in self.variant.split("+") if part != self.network_variant]
-        return "+".join(parts) or "default"
+        return join_variants(*parts)
 
     @property
     def network(self) -> str:
         """Return the label of the network, by which it is chosen and its checkpoint is found."""
         variant = self.network_variant
-        return self.architecture if variant == "default" else f"{self.architecture}-{variant}"
+        return self.architecture if variant == DEFAULT else f"{self.architecture}-{variant}"
 
     @property
     def worker_key(self) -> str:
         """Return what names the process that measures this case: all but batch and machine."""
-        return f"{self.task}/{self.network}/{self.backend}/{self.precision}"
+        runtime = "" if self.runtime_variant == DEFAULT else f"+{self.runtime_variant}"
+        return f"{self.task}/{self.network}/{self.backend}/{self.precision}{runtime}"
+
+    def has_variant(self, name: str) -> bool:
+        """Return whether *name* is among the variants that the case joins."""
+        return name in self.variant.split("+")
+
+
+def join_variants(*names: str) -> str:
+    """Return the variant that departs by all of *names*; ``default`` if none does."""
+    return "+".join(name for name in names if name != DEFAULT) or DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,7 @@ TELLING = (
     "bench.scenario",
     "bench.scenario_page",
 )
-BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export"}
+BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export", "bench.quantize"}
 #: The builder of TensorRT engines is that backend's own second module.
 OWN_MODULE = {"tensorrt_engine": {"bench.tensorrt_build"}}
 

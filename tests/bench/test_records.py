@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.json_lines import append_line, from_json, read_lines, to_json
-from bench.records import Case, Parity, RunRecord
+from bench.records import Case, Parity, RunRecord, join_variants
 from tests.bench.sample_run import make_case, make_record, make_stages, make_timing
 
 
@@ -43,6 +43,20 @@ def test_a_network_at_another_size_has_its_own_process_and_a_key_in_its_family()
 
     assert plain.worker_key != other.worker_key
     assert other.key == "substructure/efficientnet_b5/eager/fp32/b1/cpu/t2/px150"
+
+
+def test_each_way_to_run_a_network_has_its_own_process() -> None:
+    keys = {make_case(variant=variant).worker_key for variant in ("default", "graph", "optimized", "optimized+graph")}
+
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "joined"),
+    [(("default",), "default"), (("px150", "default"), "px150"), (("default", "mixed", "graph"), "mixed+graph")],
+)
+def test_variants_join_without_the_plain_one(names: tuple[str, ...], joined: str) -> None:
+    assert join_variants(*names) == joined
 
 
 def test_record_survives_json() -> None:
