@@ -77,7 +77,11 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """A runtime. Cheap to construct: nothing is imported or built before `prepare`."""
+    """A runtime. Cheap to construct: nothing is imported or built before `prepare`.
+
+    One that can run a case in several ways has one more method, ``variants_of(case)``: the names of the
+    runtime variants of the case's cell, ``default`` first (`bench.plan.variants_of`).
+    """
 
     name: str
     precisions: Mapping[str, tuple[str, ...]]
@@ -96,7 +100,8 @@ class Backend(Protocol):
 
         Args:
             network: Trained network on the CPU in evaluation mode, fp32, contiguous; the session
-                may change it.
+                may change it. A backend that sets ranges by images, for int8, finds them in
+                ``network.calibration``: of the training split alone, read only if asked for.
             case: What to run; `probe` and `refuse` have let it pass.
             workdir: Folder for files derived from the network, shared by all cases.
             slots: Requests that may be in flight at once.

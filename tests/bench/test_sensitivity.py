@@ -41,25 +41,29 @@ def test_the_layer_that_8_bits_spoil_is_found_and_kept(workdir: Path) -> None:
 
 def test_no_more_layers_are_kept_than_it_takes() -> None:
     ranked = [[name] for name in "abcdefghij"]
-    left = {1: 0.4, 2: 0.1, 3: 0.9 * TARGET}
+    left = {0: 0.8, 1: 0.4, 2: 0.1, 3: 0.9 * TARGET}
 
     kept, error = choose_kept(ranked, 10, lambda keep: left.get(len(keep), 0.0))
 
     assert (kept, error) == (("a", "b", "c"), 0.9 * TARGET)
 
 
+def test_nothing_is_kept_where_int8_costs_little() -> None:
+    assert choose_kept([["a"], ["b"], ["c"]], 3, lambda keep: 0.5 * TARGET) == ((), 0.5 * TARGET)
+
+
 def test_most_layers_stay_int8_however_large_the_error() -> None:
     ranked = [["a", "b", "c"], ["d"], ["e", "f"], ["g", "h", "i", "j"]]
 
-    kept, error = choose_kept(ranked, 10, lambda keep: 1 / len(keep))
+    kept, error = choose_kept(ranked, 10, lambda keep: 1 / (1 + len(keep)))
 
     # Four of ten may be kept: with e and f it would be six.
-    assert (kept, error) == (("a", "b", "c", "d"), 0.25)
+    assert (kept, error) == (("a", "b", "c", "d"), 0.2)
 
 
 def test_the_best_trial_is_taken_where_more_is_not_better() -> None:
     ranked = [[name] for name in "abcdefghij"]
-    left = {1: 0.2, 2: 0.3, 3: 0.4, 4: 0.5}
+    left = {0: 0.6, 1: 0.2, 2: 0.3, 3: 0.4, 4: 0.5}
 
     assert choose_kept(ranked, 10, lambda keep: left[len(keep)]) == (("a",), 0.2)
 
