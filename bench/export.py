@@ -108,7 +108,15 @@ def example_shape(network: LensNetwork, batch_size: int = 2) -> tuple[int, int, 
 
 
 def cached_file(network: LensNetwork, workdir: Path, recipe: str, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Return the file of *recipe* for *network*, written once whoever asks first; again if damaged."""
+    """Return the file of *recipe* for *network*, written once whoever asks first; again if damaged.
+
+    Args:
+        network: Its weights and sizes are part of the file's key, and the versions of `MAKERS`.
+        workdir: Folder of derived files; made if missing.
+        recipe: Whatever else decides on the content.
+        suffix: Of the file's name.
+        write: Writes the file to a path of that suffix.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     versions = " ".join(importlib.metadata.version(name) for name in MAKERS)
     sizes = f"{network.image_size} {network.input_size}"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bench.measure import BlockPlan
 from bench.records import Case
@@ -12,7 +17,11 @@ from bench.records import Case
 if TYPE_CHECKING:
     import torch
 
+    from lensing_models.data.store import Store
     from lensing_models.network import LensNetwork
+
+#: Images of the training split by which a network is quantised, or all if there are fewer.
+CALIBRATION_IMAGES = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,17 +56,57 @@ def load_test_images(store: Path) -> torch.Tensor:
     return scale_to_unit(opened.counts(opened.indices("test")))
 
 
+class TrainingImages:
+    """A `Calibration`: images of the training split of the data set in *store*, evenly spaced in it.
+
+    Evenly, because an archive that was imported may hold one class after the other.
+    """
+
+    def __init__(self, store: Path, count: int = CALIBRATION_IMAGES) -> None:
+        self._folder, self._count = store, count
+
+    @cached_property
+    def _store(self) -> Store:
+        from lensing_models.data.store import open_store
+
+        return open_store(self._folder)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Return which rows of the store they are."""
+        rows = self._store.indices("train")
+        if not len(rows):
+            raise ValueError(f"{self._folder} has no training images, by which int8 is calibrated")
+        count = min(self._count, len(rows))
+        return rows[np.arange(count) * len(rows) // count]
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of the store's bytes, as stated, and of the rows."""
+        named = f"{self._store.manifest.content_sha256} {self.rows.tolist()}"
+        return hashlib.sha256(named.encode()).hexdigest()
+
+    def images(self) -> torch.Tensor:
+        """Return the images (N, C, H, W) float32 in [0, 1]."""
+        from lensing_models.data.preprocess import scale_to_unit
+
+        return scale_to_unit(self._store.counts(self.rows))
+
+
 def load_network(job: Job) -> LensNetwork:
-    """Return the job's network, fp32 on the CPU."""
+    """Return the job's network, fp32 on the CPU, with the images by which it may be quantised."""
     import torch
 
     from lensing_models.checkpoint import load_checkpoint
     from lensing_models.registry import find_architecture, find_task
 
     if job.checkpoint is not None:
-        return load_checkpoint(job.checkpoint)[0]
-    torch.manual_seed(0)
-    return find_architecture(job.case.network).build(find_task(job.case.task))
+        network = load_checkpoint(job.checkpoint)[0]
+    else:
+        torch.manual_seed(0)
+        network = find_architecture(job.case.network).build(find_task(job.case.task))
+    network.calibration = TrainingImages(job.store)
+    return network
 
 
 def write_reference(job: Job, threads: int, most_images: int | None = None) -> None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from lensing_models.specs import ArchitectureSpec, TaskSpec
+
+
+class Calibration(Protocol):
+    """Images by which the ranges of a quantised network are set: of the training split, never of what is scored."""
+
+    @property
+    def digest(self) -> str:
+        """Return the identity of the images; none is read for it."""
+
+    def images(self) -> torch.Tensor:
+        """Return the images (N, C, H, W) float32 in [0, 1], on the CPU; ValueError if there are none."""
 
 
 class LensNetwork(nn.Module):
@@ -22,10 +34,14 @@ class LensNetwork(nn.Module):
         image_size: Side of the images that come in [px].
         input_size: Side S that the backbone gets [px].
         output_count: K.
+
+    Attributes:
+        calibration: Images of its training data; None where nobody named any, and it cannot be quantised.
     """
 
     output_scale: torch.Tensor
     output_shift: torch.Tensor
+    calibration: Calibration | None = None
 
     def __init__(self, backbone: nn.Module, *, image_size: int, input_size: int, output_count: int) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ TELLING = (
     "bench.drift",
     "bench.drift_page",
 )
-BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export"}
+BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export", "bench.quantize"}
 #: What a backend needs as its second module: the builder of TensorRT engines, the settings of torch's compiler.
 OWN_MODULE = {
     "tensorrt_engine": {"bench.tensorrt_build"},

@@ -104,7 +104,8 @@ class Backend(Protocol):
 
         Args:
             network: Trained network on the CPU in evaluation mode, fp32, contiguous; the session
-                may change it.
+                may change it. A backend that sets ranges by images, for int8, finds them in
+                ``network.calibration``: of the training split alone, read only if asked for.
             case: What to run; `probe` and `refuse` have let it pass.
             workdir: Folder for files derived from the network, shared by all cases.
             slots: Requests that may be in flight at once.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.backends.base import Availability, LocalSession, installed, new_streams, refuse_by_table
+from bench.quantize import ONNX_RUNTIME, quantized_file, variants_of
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
@@ -17,14 +20,17 @@ if TYPE_CHECKING:
 WHY = {
     "cpu/bf16": "ONNX Runtime's CPU provider has no bfloat16 Conv kernel",
     "cpu/fp16": "ONNX Runtime's CPU provider casts float16 back to float32",
+    "cuda/int8": "ONNX Runtime's CUDA provider has no kernel for quantised convolution",
 }
+#: Convolutions in the graph that a CPU session runs: in integers, and in float.
+INTEGER_CONVOLUTIONS, FLOAT_CONVOLUTIONS = ("QLinearConv", "ConvInteger"), ("Conv", "FusedConv")
 
 
 class OnnxRuntimeBackend:
     """The exported graph in ONNX Runtime; no fallback from CUDA to the CPU is allowed."""
 
     name = "onnx"
-    precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32",), "cuda": ("fp32", "fp16", "tf32")}
+    precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16", "tf32")}
 
     def probe(self, device: str) -> Availability:
         """Return the version of the installed ONNX Runtime; the CPU wheel cannot serve CUDA."""
@@ -36,6 +42,10 @@ class OnnxRuntimeBackend:
         """Return why the precision is not to be had on the device, or None."""
         return refuse_by_table(self, case, WHY)
 
+    def variants_of(self, case: Case) -> tuple[str, ...]:
+        """Return the plain variant and, of a network that int8 costs much, the mixed one."""
+        return variants_of(case)
+
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> CpuSession | CudaSession:
         """Export the graph unless it is there, and build the session.
 
@@ -44,20 +54,25 @@ class OnnxRuntimeBackend:
         """
         from bench.export import onnx_file
 
+        if case.precision == "int8":
+            quantized = quantized_file(network, workdir, ONNX_RUNTIME, case)
+            return CpuSession(quantized.path, case, quantized.facts)
         path = onnx_file(network, workdir, case.precision)
         if case.device == "cuda":
             return CudaSession(path, case, network.output_scale.numel(), slots)
         return CpuSession(path, case)
 
 
-def build_session(path: Path, case: Case, provider: object) -> Any:  # onnxruntime is untyped
-    """Return an InferenceSession of *path* on *provider* alone."""
+def build_session(path: Path, case: Case, provider: object, optimized: Path | None = None) -> Any:  # untyped
+    """Return an InferenceSession of *path* on *provider* alone; write what it makes of the graph to *optimized*."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)  # errors only; warnings of absent devices go
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = case.threads
     options.inter_op_num_threads = 1
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     if case.device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
@@ -75,11 +90,11 @@ class CpuSession(LocalSession):
     the outputs of each call, and all calls share its pool of threads.
     """
 
-    def __init__(self, path: Path, case: Case) -> None:
+    def __init__(self, path: Path, case: Case, facts: Mapping[str, Scalar] | None = None) -> None:
         from bench.export import was_cached
 
         self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
-        self._path = path
+        self._path, self._case, self._facts = path, case, facts or {}
         self._session = build_session(path, case, "CPUExecutionProvider")
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
@@ -90,8 +105,38 @@ class CpuSession(LocalSession):
         return torch.from_numpy(outputs)
 
     def evidence(self) -> Mapping[str, Scalar]:
-        """Return provider, thread count and the types of the weights in the file."""
-        return _evidence(self._session, self._path)
+        """Return provider, thread count and the types of the weights in the file; for int8 what became of the layers.
+
+        Its convolutions are counted in the graph that such a session makes of the file, which another one writes.
+        """
+        facts = {**_evidence(self._session, self._path), **self._facts}
+        if self._case.precision != "int8":
+            return facts
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            build_session(self._path, self._case, "CPUExecutionProvider", optimized)
+            return {**facts, **judge_convolutions(count_operations(optimized))}
+
+
+def count_operations(path: Path) -> Counter[str]:
+    """Return how often each operation occurs in the graph in *path*."""
+    import onnx
+
+    return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+
+
+def judge_convolutions(operations: Counter[str]) -> Mapping[str, Scalar]:
+    """Return the precision in which most convolutions ran, how many, and whether that is a fallback from int8."""
+    integer = sum(operations[name] for name in INTEGER_CONVOLUTIONS)
+    total = integer + sum(operations[name] for name in FLOAT_CONVOLUTIONS)
+    facts: dict[str, Scalar] = {
+        "precision": "int8" if 2 * integer > total else "fp32",
+        "convolution_precisions": f"fp32:{total - integer} int8:{integer}",
+        "quantize_operations": operations["QuantizeLinear"] + operations["DequantizeLinear"],
+    }
+    if 2 * integer <= total:
+        facts["fallback"] = f"{integer} of {total} convolutions ran in int8"
+    return facts
 
 
 class CudaSession(LocalSession):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.backends.base import Availability, LocalSession, installed, refuse_by_table
+from bench.quantize import OPENVINO, quantized_file, variants_of
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
     from lensing_models.network import LensNetwork
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+#: int8 lives in the graph; the hint is for what is not quantised, where bf16 gained nothing that could be measured.
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+#: What the plugin calls the precision of a layer that multiplies 8-bit integers.
+INTEGERS = ("u8", "i8")
 
 
 @cache
@@ -37,7 +41,7 @@ class OpenVinoBackend:
     """OpenVINO compiles for bfloat16 by itself where it can, so the hint is always explicit."""
 
     name = "openvino"
-    precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16")}
+    precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16", "int8")}
 
     def probe(self, device: str) -> Availability:
         """Return the version of OpenVINO."""
@@ -48,11 +52,20 @@ class OpenVinoBackend:
         why = {"cpu/fp16": "OpenVINO's CPU plugin is slower in float16 than in float32"}
         return refuse_by_table(self, case, why)
 
+    def variants_of(self, case: Case) -> tuple[str, ...]:
+        """Return the plain variant and, of a network that int8 costs much, the mixed one."""
+        return variants_of(case)
+
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> OpenVinoSession:
         """Export the graph unless it is there, fix its batch and compile it."""
         from bench.export import onnx_file
 
-        path = onnx_file(network, workdir, "fp32")
+        facts: Mapping[str, Scalar] = {}
+        if case.precision == "int8":
+            quantized = quantized_file(network, workdir, OPENVINO, case)
+            path, facts = quantized.path, quantized.facts
+        else:
+            path = onnx_file(network, workdir, "fp32")
         core = the_core()
         model = core.read_model(path)
         shape = model.input(0).partial_shape
@@ -64,13 +77,20 @@ class OpenVinoBackend:
             "NUM_STREAMS": slots,
             "PERFORMANCE_HINT": "LATENCY" if slots == 1 else "THROUGHPUT",
         }
-        return OpenVinoSession(core.compile_model(model, "CPU", settings), path, slots)
+        return OpenVinoSession(core.compile_model(model, "CPU", settings), path, case, slots, facts)
 
 
 class OpenVinoSession(LocalSession):
     """One inference request a slot, writing into the slot's own output buffer."""
 
-    def __init__(self, compiled: Any, path: Path, slots: int) -> None:  # openvino is untyped
+    def __init__(
+        self,
+        compiled: Any,  # openvino is untyped
+        path: Path,
+        case: Case,
+        slots: int,
+        facts: Mapping[str, Scalar],
+    ) -> None:
         import numpy
         import openvino
         import torch
@@ -78,7 +98,7 @@ class OpenVinoSession(LocalSession):
         from bench.export import was_cached
 
         self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
-        self._compiled = compiled
+        self._compiled, self._case, self._facts = compiled, case, facts
         self._requests = [compiled.create_infer_request() for _ in range(slots)]
         shape = tuple(compiled.output(0).shape)
         buffers = [numpy.empty(shape, numpy.float32) for _ in range(slots)]
@@ -107,21 +127,38 @@ class OpenVinoSession(LocalSession):
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the precision that the plugin accepted and those of the layers it runs."""
         hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}.get(hint, hint)
         layers = Counter(
             operation.get_rt_info()["runtimePrecision"].astype(str)
             for operation in self._compiled.get_runtime_model().get_ops()
             if "Convolution" in operation.get_rt_info()["layerType"].astype(str)
         )
-        facts: dict[str, Scalar] = {
-            "precision": precision,
-            "convolution_precisions": " ".join(f"{name}:{count}" for name, count in sorted(layers.items())),
+        return {
+            **judge_convolutions(layers, hint, self._case.precision),
             "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
             "streams": self._compiled.get_property("NUM_STREAMS"),
+            **self._facts,
         }
-        if 2 * layers[hint] <= layers.total():
-            facts["fallback"] = f"{layers[hint]} of {layers.total()} convolutions ran in {precision}"
-        return facts
+
+
+def judge_convolutions(layers: Counter[str], hint: str, asked: str) -> Mapping[str, Scalar]:
+    """Return the precision that ran, those of all convolutions, and whether that is a fallback.
+
+    Args:
+        layers: Convolutions by the precision that the plugin gave them.
+        hint: What the plugin accepted as hint.
+        asked: Precision of the case; int8 ran if most convolutions did.
+    """
+    integer = sum(layers[name] for name in INTEGERS)
+    in_floats = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}.get(hint, hint)
+    ran = "int8" if 2 * integer > layers.total() else in_floats
+    facts: dict[str, Scalar] = {
+        "precision": ran,
+        "convolution_precisions": " ".join(f"{name}:{count}" for name, count in sorted(layers.items())),
+    }
+    expected, named = (integer, asked) if asked == "int8" else (layers[hint], in_floats)
+    if 2 * expected <= layers.total():
+        facts["fallback"] = f"{expected} of {layers.total()} convolutions ran in {named}"
+    return facts
 
 
 BACKEND = OpenVinoBackend()

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, LocalSession, has_nvidia_driver, installed, refuse_by_table
+from bench.quantize import TENSORRT, quantized_file, variants_of
 from bench.records import Case, Scalar
 from bench.tensorrt_build import (
     BuildArguments,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 WHY = {
     "cpu": "TensorRT runs on NVIDIA GPUs only (device cuda)",
-    "cuda/int8": "TensorRT takes int8 from a calibrated QDQ graph, and none is exported yet; it has fp32, tf32, fp16",
 }
 NO_DRIVER = "no NVIDIA driver on this machine, and TensorRT runs on NVIDIA GPUs only"
 #: `setTensorAddress` wants "sufficient alignment" (NvInferRuntime.h); cudaMalloc promises this much.
@@ -54,7 +54,7 @@ class TensorRTBackend:
     """The exported graph in a TensorRT engine; the engine is kept in the work folder and reused."""
 
     name = "trt"
-    precisions: Mapping[str, tuple[str, ...]] = {"cuda": ("fp32", "tf32", "fp16")}
+    precisions: Mapping[str, tuple[str, ...]] = {"cuda": ("fp32", "tf32", "fp16", "int8")}
 
     def probe(self, device: str) -> Availability:
         """Return the version of TensorRT, or all that is missing; neither TensorRT nor a GPU is touched."""
@@ -66,6 +66,10 @@ class TensorRTBackend:
     def refuse(self, case: Case) -> str | None:
         """Return why the precision is not to be had on the device, or None."""
         return refuse_by_table(self, case, WHY)
+
+    def variants_of(self, case: Case) -> tuple[str, ...]:
+        """Return the plain variant and, of a network that int8 costs much, the mixed one."""
+        return variants_of(case)
 
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> TensorRTSession:
         """Export the graph and build its engine, each unless it is there, and load the engine.
@@ -79,8 +83,13 @@ class TensorRTBackend:
 
         host = engine_host()
         arguments = BuildArguments(batch_size=case.batch_size, tf32=case.precision == "tf32")
-        engine = find_or_build(onnx_file(network, workdir, precision=case.precision), arguments, host, workdir)
-        return TensorRTSession(engine, host, case, slots)
+        facts: Mapping[str, Scalar] = {}
+        if case.precision == "int8":
+            quantized = quantized_file(network, workdir, TENSORRT, case)
+            path, facts = quantized.path, quantized.facts
+        else:
+            path = onnx_file(network, workdir, precision=case.precision)
+        return TensorRTSession(find_or_build(path, arguments, host, workdir), host, case, slots, facts)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -102,11 +111,14 @@ class TensorRTSession(LocalSession):
     tensor) are copied first, on the slot's stream.
     """
 
-    def __init__(self, engine: Engine, host: EngineHost, case: Case, slots: int) -> None:
+    def __init__(
+        self, engine: Engine, host: EngineHost, case: Case, slots: int, facts: Mapping[str, Scalar] | None = None
+    ) -> None:
         import tensorrt as trt
 
         self.artifact_bytes, self.artifact_cached = len(engine.plan), engine.reused
         self._engine_facts: dict[str, Scalar] = {"engine_key": engine.key, "engine_reused": engine.reused}
+        self._engine_facts.update(facts or {})
         self._host = host
         self._case = case
         self._errors: list[str] = []
@@ -167,7 +179,8 @@ class TensorRTSession(LocalSession):
 
         inspector: trt.EngineInspector = self._engine.create_engine_inspector()
         inspector.execution_context = self._slots[0].context
-        layers = count_layers(str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+        report = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        layers = count_layers(report)
         facts: dict[str, Scalar] = {
             "precision": ran_precision(layers, self._case.precision),
             "threads": None,  # the work is on the GPU
@@ -176,6 +189,10 @@ class TensorRTSession(LocalSession):
             "tensorrt": self._host.tensorrt,
         }
         fallback = find_fallback(layers, self._case.precision, self._host.compute_capability)
+        if self._case.precision == "int8":
+            convolutions = count_layers(report, kind="convolution")
+            facts["convolution_precisions"] = " ".join(f"{name}:{n}" for name, n in sorted(convolutions.items()))
+            fallback = fallback or find_float_convolutions(convolutions)
         return {**facts, "fallback": fallback} if fallback else facts
 
     def _require(self, done: bool, what: str) -> None:
@@ -203,14 +220,19 @@ def _stage(images: torch.Tensor, place: Slot) -> torch.Tensor:
         return place.staging.copy_(images)
 
 
-def count_layers(report: str) -> Counter[str]:
+def count_layers(report: str, kind: str = "") -> Counter[str]:
     """Return how many layers read each type, most frequent first, from the inspector's JSON.
 
     A layer counts under the type that it reads: what converts from float32 to float16 on the way in
     is no float16 arithmetic. A layer without inputs or of unknown type does not count.
+
+    Args:
+        report: The inspector's JSON.
+        kind: What must occur in a layer's ``LayerType`` or ``ParameterType``, in small letters.
     """
-    layers = json.loads(report).get("Layers", [])
-    tensors = [layer["Inputs"][0] for layer in layers if isinstance(layer, dict) and layer.get("Inputs")]
+    layers = [layer for layer in json.loads(report).get("Layers", []) if isinstance(layer, dict)]
+    chosen = [layer for layer in layers if kind in f"{layer.get('LayerType')} {layer.get('ParameterType')}".lower()]
+    tensors = [layer["Inputs"][0] for layer in chosen if layer.get("Inputs")]
     # TensorRT 11 split the field in two (migration guide 10.x to 11.x, IEngineInspector).
     spelled = [tensor.get("DataType") or tensor.get("Format/Datatype", "") for tensor in tensors]
     return Counter(name for name in map(layer_type, spelled) if name)
@@ -222,7 +244,12 @@ def layer_type(spelled: str) -> str:
 
 
 def ran_precision(layers: Counter[str], asked: str) -> str:
-    """Return the type that most layers read; TF32 is fp32 that the engine was allowed to round."""
+    """Return the type that most layers read; TF32 is fp32 that the engine was allowed to round.
+
+    int8 is what an engine is called in which any layer reads it: `find_float_convolutions` asks for more.
+    """
+    if asked == "int8" and layers["int8"]:
+        return asked
     floats = Counter({name: count for name, count in layers.items() if name in ("fp32", "fp16", "bf16")})
     if not floats:
         return "unknown"
@@ -232,11 +259,17 @@ def ran_precision(layers: Counter[str], asked: str) -> str:
 
 def find_fallback(layers: Counter[str], asked: str, compute_capability: tuple[int, int]) -> str:
     """Return which precision was silently not used, or an empty text."""
-    if asked == "fp16" and layers and not layers["fp16"]:
-        return "no layer reads fp16"
+    if asked in ("fp16", "int8") and layers and not layers[asked]:
+        return f"no layer reads {asked}"
     if asked == "tf32" and compute_capability < (8, 0):  # TF32 came with Ampere
         return "no TF32 below compute capability 8.0"
     return ""
+
+
+def find_float_convolutions(convolutions: Counter[str]) -> str:
+    """Return how few of an int8 engine's *convolutions* read int8, or an empty text if most do or none is known."""
+    integer, total = convolutions["int8"], convolutions.total()
+    return f"{integer} of {total} convolutions read int8" if 2 * integer <= total and total else ""
 
 
 BACKEND = TensorRTBackend()

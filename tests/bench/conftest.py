@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -57,13 +58,28 @@ def lens_like_images(count: int, task: str = "substructure") -> torch.Tensor:
     return (rings + noise).clamp(0, 1).contiguous()
 
 
+class GivenImages:
+    """A `lensing_models.network.Calibration` of images in memory."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self._images = images
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self._images.numpy().tobytes()).hexdigest()
+
+    def images(self) -> torch.Tensor:
+        return self._images
+
+
 @pytest.fixture
 def build() -> Callable[[str, str], LensNetwork]:
-    """Return a builder of fresh networks that always gives the same weights."""
+    """Return a builder of fresh networks that always gives the same weights, and images to quantise them by."""
 
     def make(architecture: str, task: str) -> LensNetwork:
         network = new_network(architecture, task)
         network.load_state_dict(_weights(architecture, task))
+        network.calibration = GivenImages(lens_like_images(16, task))
         return network
 
     return make

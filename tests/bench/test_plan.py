@@ -64,9 +64,33 @@ def test_all_precisions_are_the_backends_own() -> None:
 
     assert [(p.case.backend, p.case.precision) for p in sweep.cases] == [
         ("onnx", "fp32"),
+        ("onnx", "int8"),
         ("openvino", "fp32"),
         ("openvino", "bf16"),
+        ("openvino", "int8"),
     ]
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_int8_of_a_network_of_depthwise_convolutions_is_planned_mixed_too(backend: str) -> None:
+    models = "mobilenetv3_small,resnet18,efficientnet_b5-px150"
+    sweep = expand(models=models, tasks="substructure", backends=backend, precisions="int8", batch_sizes="1")
+
+    assert [(p.case.network, p.case.variant, p.skip_reason) for p in sweep.cases] == [
+        ("mobilenetv3_small", "default", ""),
+        ("mobilenetv3_small", "mixed", ""),
+        ("resnet18", "default", ""),
+        ("efficientnet_b5-px150", "px150", ""),
+        ("efficientnet_b5-px150", "px150+mixed", ""),
+    ]
+
+
+def test_int8_on_the_cuda_provider_of_onnx_runtime_is_refused_with_its_reason() -> None:
+    sweep = expand(models="resnet18", tasks="halo_mass", backends="onnx", precisions="int8", device="cuda")
+
+    assert {planned.skip_reason for planned in sweep.cases} == {
+        "ONNX Runtime's CUDA provider has no kernel for quantised convolution"
+    }
 
 
 @pytest.mark.parametrize(

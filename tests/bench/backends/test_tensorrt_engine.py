@@ -16,9 +16,17 @@ import torch
 from torch import nn
 
 from bench.backends.base import has_nvidia_driver
-from bench.backends.tensorrt_engine import BACKEND, count_layers, find_fallback, layer_type, ran_precision
+from bench.backends.tensorrt_engine import (
+    BACKEND,
+    count_layers,
+    find_fallback,
+    find_float_convolutions,
+    layer_type,
+    ran_precision,
+)
 from bench.records import Case
 from lensing_models.network import LensNetwork
+from tests.bench.conftest import GivenImages
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -221,7 +229,7 @@ def test_prepare_without_a_driver_raises_before_tensorrt_can_crash(tmp_path: Pat
         BACKEND.prepare(small_network(), CASE, tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])
 def test_refuse_lets_a_cuda_precision_pass(precision: str) -> None:
     assert BACKEND.refuse(replace(CASE, precision=precision)) is None
 
@@ -230,8 +238,7 @@ def test_refuse_lets_a_cuda_precision_pass(precision: str) -> None:
     ("change", "reason"),
     [
         ({"device": "cpu"}, "NVIDIA GPUs only"),
-        ({"precision": "int8"}, "calibrated QDQ graph"),
-        ({"precision": "bf16"}, "has no bf16; it has fp32, tf32, fp16"),
+        ({"precision": "bf16"}, "has no bf16; it has fp32, tf32, fp16, int8"),
     ],
 )
 def test_refuse_says_why(change: dict[str, str], reason: str) -> None:
@@ -271,6 +278,32 @@ def test_count_layers_reads_the_reports_of_10_and_11(field: str) -> None:
         {{"Name": "constant", "Inputs": []}}, "only a name"]}}"""
 
     assert count_layers(report) == {"fp32": 1, "fp16": 1}
+
+
+def test_convolutions_are_counted_by_what_they_read() -> None:
+    report = """{"Layers": [
+        {"Name": "images_Q", "LayerType": "Reformat", "Inputs": [{"DataType": "Float"}]},
+        {"Name": "a", "LayerType": "CaskConvolution", "Inputs": [{"DataType": "Int8"}]},
+        {"Name": "b", "LayerType": "gemm", "ParameterType": "Convolution", "Inputs": [{"DataType": "Float"}]}]}"""
+
+    assert count_layers(report, kind="convolution") == {"int8": 1, "fp32": 1}
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "said"),
+    [
+        (Counter(int8=16, fp32=4), ""),
+        (Counter(int8=2, fp32=2), "2 of 4 convolutions read int8"),
+        (Counter(), ""),
+    ],
+)
+def test_int8_engine_of_float_convolutions_is_a_fallback(convolutions: Counter[str], said: str) -> None:
+    assert find_float_convolutions(convolutions) == said
+
+
+def test_int8_engine_without_int8_layers_is_a_fallback() -> None:
+    assert find_fallback(Counter(fp32=22), "int8", (9, 0)) == "no layer reads int8"
+    assert ran_precision(Counter(fp32=22), "int8") == "fp32"
 
 
 def test_ran_precision_is_what_most_layers_read() -> None:
@@ -331,6 +364,25 @@ def test_session_agrees_with_eager_float64(precision: str, tolerance: float, tmp
 
     assert error <= tolerance
     assert evidence["precision"] == precision
+    assert "fallback" not in evidence
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("needs_tensorrt")
+def test_int8_session_agrees_with_the_float_network_to_a_few_steps_of_8_bits(tmp_path: Path) -> None:
+    network, images = small_network(), torch.rand(4, 1, 50, 50)
+    network.calibration = GivenImages(torch.rand(16, 1, 50, 50))
+    with torch.inference_mode():
+        reference = small_network().backbone.double()(images.double())
+
+    with BACKEND.prepare(network, replace(CASE, precision="int8"), tmp_path) as session:
+        outputs = session.infer(images.cuda())
+        session.synchronize()
+        error = (outputs.cpu().double() - reference).abs().max() / reference.square().mean().sqrt()
+        evidence = session.evidence()
+
+    assert error <= 0.05
+    assert evidence["precision"] == "int8"
     assert "fallback" not in evidence
 
 

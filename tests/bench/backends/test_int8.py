@@ -1,0 +1,77 @@
+"""What int8 sessions say of themselves, on a network that is small; `test_contract` has the rest of the promises."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.backends import known_backends, onnx_runtime, openvino_runtime
+from bench.parity import compare, run_through
+from tests.bench.conftest import GivenImages, make_case
+from tests.bench.test_qdq_graph import small_network
+
+IMAGES = torch.rand(8, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+@pytest.mark.parametrize("variant", ["default", "mixed"])
+def test_the_evidence_counts_what_ran_in_integers(backend: str, variant: str, workdir: Path) -> None:
+    case = make_case(backend=backend, precision="int8", variant=variant)
+    if reason := known_backends()[backend].probe("cpu").reason:
+        pytest.skip(reason)
+    network = small_network()
+    network.calibration = GivenImages(IMAGES)
+    with torch.inference_mode():
+        exact = small_network()(IMAGES).numpy()
+
+    with known_backends()[backend].prepare(network, case, workdir) as session:
+        outputs = run_through(session, IMAGES, case)
+        evidence = session.evidence()
+
+    counts = {name: int(count) for name, _, count in (part.partition(":") for part in _split(evidence))}
+    assert evidence["precision"] == "int8"
+    assert "fallback" not in evidence
+    # Four convolutions and a classifier; of the five, mixed may keep two.
+    assert sum(counts.values()) == 4
+    assert sum(counts.get(name, 0) for name in ("int8", "u8", "i8")) >= (4 if variant == "default" else 2)
+    assert ("kept_fp32" in evidence) is (variant == "mixed")
+    assert 0 < compare(outputs, exact, "int8").error < 0.05
+
+
+def _split(evidence: object) -> list[str]:
+    return str(evidence["convolution_precisions"]).split()  # type: ignore[index]  # a mapping
+
+
+@pytest.mark.parametrize(
+    ("operations", "precision", "said"),
+    [
+        (Counter(QLinearConv=15, Conv=5), "int8", None),
+        (Counter(QLinearConv=2, Conv=1, FusedConv=1), "fp32", "2 of 4 convolutions ran in int8"),
+        (Counter(Conv=20), "fp32", "0 of 20 convolutions ran in int8"),
+    ],
+)
+def test_onnx_runtime_that_ran_floats_is_a_fallback(operations: Counter[str], precision: str, said: str | None) -> None:
+    facts = onnx_runtime.judge_convolutions(operations)
+
+    assert (facts["precision"], facts.get("fallback")) == (precision, said)
+
+
+@pytest.mark.parametrize(
+    ("layers", "hint", "asked", "precision", "said"),
+    [
+        (Counter(u8=15, f32=5), "f32", "int8", "int8", None),
+        (Counter(i8=20), "f32", "int8", "int8", None),
+        (Counter(u8=1, f32=3), "f32", "int8", "fp32", "1 of 4 convolutions ran in int8"),
+        (Counter(bf16=20), "bf16", "bf16", "bf16", None),
+        (Counter(f32=20), "bf16", "bf16", "bf16", "0 of 20 convolutions ran in bf16"),
+    ],
+)
+def test_openvino_that_ran_something_else_is_a_fallback(
+    layers: Counter[str], hint: str, asked: str, precision: str, said: str | None
+) -> None:
+    facts = openvino_runtime.judge_convolutions(layers, hint, asked)
+
+    assert (facts["precision"], facts.get("fallback")) == (precision, said)
