@@ -45,7 +45,7 @@ def expand_sweep(
     *,
     models: str,
     tasks: str,
-    backends: str,
+    backends: str | None,
     precisions: str | None,
     batch_sizes: str,
     device: str,
@@ -59,7 +59,7 @@ def expand_sweep(
     Args:
         models: Architectures, or ``all``.
         tasks: Tasks, or ``all``: with ``all`` on either side, the published pairs.
-        backends: Backends, or ``all``.
+        backends: Backends, ``all``, or None: those that do not compile each network for minutes.
         precisions: Precisions, ``all`` (each backend's own), or None: fp32 and the device's
             half precision.
         batch_sizes: Positive whole numbers, or ``all``.
@@ -74,7 +74,7 @@ def expand_sweep(
         ValueError: If the selection is empty or a batch size is no positive whole number.
     """
     pairs = select_pairs(models, tasks)
-    names = split_names("backend", backends, known) or list(known)
+    names = select_backends(backends, known)
     sizes = parse_batch_sizes(batch_sizes)
     cells = [
         Case(
@@ -102,6 +102,13 @@ def expand_sweep(
         cases=tuple(PlannedCase(case=case, skip_reason=why_not(case, known)) for case in cases),
         scenarios=tuple(parse_scenarios(scenarios)),
     )
+
+
+def select_backends(text: str | None, known: Mapping[str, Backend]) -> list[str]:
+    """Return the backends that *text* asks for; None for all whose `compiles_long` is not true."""
+    if text is None:
+        return [name for name, backend in known.items() if not getattr(backend, "compiles_long", False)]
+    return split_names("backend", text, known) or list(known)
 
 
 def why_not(case: Case, known: Mapping[str, Backend]) -> str:

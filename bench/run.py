@@ -33,7 +33,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--models", default="all", help="comma list of networks, or all (the published pairs)")
     add("--tasks", default="all", help="comma list of tasks, or all")
-    add("--backends", default="all", help="comma list of backends, or all")
+    add("--backends", help="comma list, or all; default: all but those that compile for minutes (inductor, aoti)")
     add("--precisions", help="comma list, or all (each backend's own); default: fp32 and the device's half precision")
     add("--variants", help="comma list of runtime variants, or all; default: all but those on request (optimized)")
     add("--batch-sizes", default="1,32", help="comma list, or all (1, 8, 32, 128); default: 1,32")

@@ -28,6 +28,7 @@ class AotiBackend:
     """A package for one batch size and number of threads, kept in the work folder and reused."""
 
     name = "aoti"
+    compiles_long = True
     precisions: Mapping[str, tuple[str, ...]] = {
         "cpu": ("fp32", "bf16"),
         "cuda": ("fp32", "fp16", "tf32", "bf16"),

@@ -83,6 +83,7 @@ class Session(Protocol):
 class Backend(Protocol):
     """A runtime. Cheap to construct: nothing is imported or built before `prepare`.
 
+    One that compiles each network for minutes has ``compiles_long = True``, and is planned on request only.
     One that can run a case in several ways has one more method, ``variants_of(case)``: the names of the
     runtime variants of the case's cell, ``default`` first (`bench.plan.variants_of`).
     """

@@ -30,6 +30,7 @@ class InductorBackend:
     """`torch.compile` for one batch size; a graph break is an error, not a slower network."""
 
     name = "inductor"
+    compiles_long = True
     precisions: Mapping[str, tuple[str, ...]] = {
         "cpu": ("fp32", "bf16"),
         "cuda": ("fp32", "fp16", "tf32", "bf16"),

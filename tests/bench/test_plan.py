@@ -45,6 +45,12 @@ def test_every_cell_is_planned_once() -> None:
     assert len(keys) == len(set(keys)) == 7 * 7 * 2 * 2
 
 
+def test_backends_that_compile_for_minutes_are_planned_on_request() -> None:
+    planned = {planned.case.backend for planned in expand(backends=None).cases}
+
+    assert planned == set(known_backends()) - {"inductor", "aoti"}
+
+
 def test_a_refused_cell_is_planned_with_its_reason() -> None:
     sweep = expand(models="resnet18", tasks="halo_mass", backends="onnx", precisions="fp32,bf16", batch_sizes="1")
 
