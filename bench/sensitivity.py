@@ -58,9 +58,10 @@ class Sweep:
     mixed: float
 
     def facts(self) -> dict[str, Scalar]:
-        """Return the sweep in short, for the evidence."""
+        """Return the sweep in short, for the evidence; layers that were swept as a block are named as one."""
+        named = [name for name in self.alone if any(f"{layer}.".startswith(f"{name}.") for layer in self.kept)]
         return {
-            "kept_fp32": f"{len(self.kept)} of {self.layers} layers: {' '.join(self.kept) or 'none'}",
+            "kept_fp32": f"{len(self.kept)} of {self.layers} layers: {' '.join(named) or 'none'}",
             "sweep": f"error {self.plain:.3f} plain, {self.mixed:.3f} mixed on {self.images} training images",
         }
 

@@ -9,7 +9,7 @@ import torch
 from bench.export import onnx_file
 from bench.qdq_graph import Quantizer
 from bench.quantize import ONNX_RUNTIME
-from bench.sensitivity import MOST_GROUPS, TARGET, choose_kept, group_layers, make_sweep, output_error
+from bench.sensitivity import MOST_GROUPS, TARGET, Sweep, choose_kept, group_layers, make_sweep, output_error
 from tests.bench.test_qdq_graph import small_network
 
 
@@ -75,3 +75,19 @@ def test_few_layers_are_swept_one_by_one_and_many_by_block() -> None:
     assert list(group_layers(block)) == block
     assert group_layers(many)["blocks.4.2"] == block[:2]
     assert group_layers(many)["conv_stem"] == ["conv_stem"]
+
+
+def test_the_evidence_names_a_block_that_is_kept_as_one() -> None:
+    sweep = Sweep(
+        images=8,
+        layers=9,
+        plain=0.5,
+        alone={"blocks.1.1": 0.4, "conv_stem": 0.2, "blocks.1.11": 0.1},
+        kept=("blocks.1.1.conv_pw", "blocks.1.1.conv_dw", "conv_stem"),
+        mixed=0.02,
+    )
+
+    assert sweep.facts() == {
+        "kept_fp32": "3 of 9 layers: blocks.1.1 conv_stem",
+        "sweep": "error 0.500 plain, 0.020 mixed on 8 training images",
+    }
