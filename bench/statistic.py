@@ -155,10 +155,10 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
     """Return how far the timing of a case can be trusted: the first of these that holds.
 
     ``fallback``: the runtime did something else than the case says. ``contended``: too few blocks
-    were accepted because other people's work disturbed some. ``undersampled``: too few, without
-    that excuse. ``throttled``: power or heat slowed the GPU in more than a quarter of the counted
-    blocks, which may have made it unstable too. ``unstable``: the warm-up never settled, or the
-    interval is wider than +-5 %.
+    were accepted, or none of one process, because other people's work disturbed some.
+    ``undersampled``: too few, without that excuse. ``throttled``: power or heat slowed the GPU in
+    more than a quarter of the counted blocks, which may have made it unstable too. ``unstable``: the
+    warm-up never settled, or the interval is wider than +-5 %.
 
     Args:
         timing: Raw samples.
@@ -168,7 +168,9 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
     if evidence.get("fallback") or evidence.get("precision", precision) != precision:
         return "fallback"
     accepted = sum(block.accepted for block in timing.blocks)
-    if accepted < timing.required_blocks:
+    # A process that lost all its blocks would leave the interval to the others, too narrow.
+    is_partial = {block.process for block in timing.blocks} != {block.process for block in counted_blocks(timing)}
+    if accepted < timing.required_blocks or is_partial:
         return "contended" if accepted < len(timing.blocks) else "undersampled"
     if slowed_share(timing) > MOST_SLOWED:
         return "throttled"

@@ -112,3 +112,15 @@ def make_case(**changes: object) -> Case:
         "threads": 2,
     }
     return Case(**{**facts, **changes})  # type: ignore[arg-type]  # a test names its own fields
+
+
+@pytest.fixture
+def forbidden_tf32() -> Iterator[None]:
+    """Forbid cuDNN to round to TF32, as a run does."""
+    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "ieee"
+    yield
+    for part, precision in zip(parts, before, strict=True):
+        part.fp32_precision = precision

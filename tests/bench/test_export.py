@@ -1,27 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-import pytest
 import torch
 
 from bench.export import network_digest, onnx_file, torchscript_file
 from lensing_models.network import LensNetwork
 
 Build = Callable[[str, str], LensNetwork]
-
-
-@pytest.fixture
-def forbidden_tf32() -> Iterator[None]:
-    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    before = [part.fp32_precision for part in parts]
-    for part in parts:
-        part.fp32_precision = "ieee"
-    yield
-    for part, precision in zip(parts, before, strict=True):
-        part.fp32_precision = precision
 
 
 def test_a_file_is_made_once(build: Build, workdir: Path) -> None:

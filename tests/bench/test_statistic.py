@@ -193,6 +193,14 @@ def test_interval_over_processes_covers_where_each_is_fast_or_slow_for_good(proc
     assert coverage(runs.reshape(1000, processes * 5, 20)) < 0.85  # as if all blocks were of one
 
 
+def test_a_process_whose_every_block_was_rejected_makes_a_row_contended() -> None:
+    steady = of_processes(np.zeros((3, 8, 2)))
+    lost = replace(steady, blocks=tuple(replace(block, accepted=block.process != 1) for block in steady.blocks))
+
+    assert judge(steady, EVIDENCE, "fp32") == "valid"
+    assert judge(lost, EVIDENCE, "fp32") == "contended"
+
+
 def test_ratio_over_processes_is_taken_of_their_means() -> None:
     logs = np.log([[[1.0], [3.0]], [[4.0], [2.0]], [[5.0], [5.0]]])
     means = np.array([math.log(3) / 2, math.log(8) / 2, math.log(5)])

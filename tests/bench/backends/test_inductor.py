@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,17 +101,6 @@ def test_a_graph_break_is_an_error(build: Build, workdir: Path) -> None:
 
     with pytest.raises(RuntimeError, match="graph break"):
         prepare(network, CASE, workdir)
-
-
-@pytest.fixture
-def forbidden_tf32() -> Iterator[None]:
-    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    before = [part.fp32_precision for part in parts]
-    for part in parts:
-        part.fp32_precision = "ieee"
-    yield
-    for part, precision in zip(parts, before, strict=True):
-        part.fp32_precision = precision
 
 
 def test_forbidden_tf32_does_not_break_the_compiler(build: Build, workdir: Path, forbidden_tf32: None) -> None:
