@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from bench import cell
+from bench.statistic import build_medians
 from bench.table import Row, by_batch_and_latency
 
 STAGES = ("decode", "preprocess", "copy_in", "compute", "copy_out")
@@ -29,7 +30,7 @@ NOTES = """\
 
 def has_costs(rows: Iterable[Row]) -> bool:
     """Return whether any of *rows* has a cost that this table shows beside build time and file."""
-    names = ("end_to_end_p50_s", "load_s", "first_inference_s", "peak_memory_bytes", "largest_batch")
+    names = ("end_to_end_p50_s", "load_s", "first_inference_s", "peak_memory_bytes", "largest_batch", "build_spread")
     return any(not math.isnan(row.cost[name]) for row in rows for name in names)
 
 
@@ -56,6 +57,21 @@ def largest_batches(rows: Iterable[Row]) -> list[str]:
         for row, found in known
         if found.largest_batch is not None
     ]
+
+
+def build_spreads(rows: Iterable[Row]) -> list[str]:
+    """Return a line for each case of which several builds were timed: the latency of each, and how far they differ."""
+    lines = []
+    for row in rows:
+        known, timing = row.record.measurement, row.record.timing
+        if known and timing and known.builds > 1:
+            medians = ", ".join(cell.significant(1e3 * time_s) for time_s in build_medians(timing, known.builds))
+            case = row.record.case
+            lines.append(
+                f"- {known.builds} builds of {cell.network(row)}, {cell.runtime(row)} {case.precision}, batch "
+                f"{case.batch_size}: p50 {medians} ms; the slowest is {row.cost['build_spread']:.1%} over the fastest."
+            )
+    return lines
 
 
 def _line(row: Row) -> list[str]:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.answer import Opened, Scored
 from bench.drift_facts import Drift, Estimate
 from bench.job import Job
+from bench.knob import Settings
 from bench.largest import Largest
 from bench.parity import PARITY_IMAGES, worse_of
 from bench.process import Oversight, Worker, WorkerError
@@ -28,6 +29,7 @@ class Crew:
         case: What is open, or was tried last.
         opened: The session that is open.
         built: An earlier one of the same case, which had to build what the open one loaded.
+        settings: Of the runtime in the open one.
     """
 
     worker: Worker
@@ -41,16 +43,18 @@ class Crew:
     case: Case | None = None
     opened: Opened | None = None
     built: Opened | None = None
+    settings: Settings = field(default_factory=dict)
 
-    def open(self, case: Case) -> str:
+    def open(self, case: Case, settings: Settings | None = None) -> str:
         """Have the session of *case* made by a fresh process, and compared; return what is wrong with it, if anything.
 
         Fresh, so that its first call is the first of a process, and its memory nobody else's. Where that
         process had to build what belongs to this batch size or number of threads alone, another one loads it.
+        The runtime has its *settings*, or its defaults.
         """
         if case != self.case:
             self.built = None
-        self.case, self.opened = case, None
+        self.case, self.opened, self.settings = case, None, settings or {}
         try:
             self.opened = self._open_afresh(case)
             if self.opened.artifact_cached is False and not self.opened.failure:
@@ -61,7 +65,8 @@ class Crew:
         return self.opened.failure
 
     def _open_afresh(self, case: Case) -> Opened:
-        self.worker = self.worker.restarted()  # nothing is lost: what was scored lies in a file
+        # Nothing is lost: what was scored lies in a file.
+        self.worker = self.worker.restarted(self.settings)
         answer: Opened = self.worker.ask("open", case.batch_size, case.threads, compared_images(case))
         return answer
 

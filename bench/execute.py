@@ -15,6 +15,7 @@ from bench.energy import ask_energy
 from bench.experiment import Findings, gather, saturate_together, time_end_to_end
 from bench.interleave import Member
 from bench.job import Job
+from bench.knob import TUNED, Settings
 from bench.largest import find_largest_batch, open_alone
 from bench.machine_facts import read_ceilings
 from bench.measure import utc_now
@@ -23,12 +24,13 @@ from bench.plan import PlannedCase, split_sets
 from bench.preliminary import Preliminaries
 from bench.process import Oversight, WorkerError
 from bench.provision import Provision
-from bench.records import Case, Parity, RunRecord
+from bench.records import BUILD, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
 from bench.scenario import PlannedScenario
 from bench.scenario_pass import ScenarioPass
 from bench.sizes import Sizes
 from bench.statistic import judge
+from bench.tune import NOTHING_FASTER, Tuner
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
 
@@ -65,6 +67,7 @@ class Execution:
         self._anchor = Anchor(folder, self._job, oversight)
         self._flop: dict[tuple[str, str], float | None] = {}
         self._preliminaries = Preliminaries(folder, self._job, oversight)
+        self._tuner = Tuner(folder, self._job, fingerprint, oversight)
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
         """Leave a record for each of *cases* that has none; finished ones are not touched.
@@ -106,6 +109,7 @@ class Execution:
             for key, record in self._folder.finished().items()
             if (record.status == "ok" and (record.timing or not self._sizes.timed))
             or (record.status == "skipped" and record.reason == reasons.get(key))
+            or record.reason.startswith(NOTHING_FASTER)
         }
         for key, record in stands.items():
             now = self._blank(record.case) if key in reasons and record.status == "ok" else record
@@ -158,7 +162,9 @@ class Execution:
         for case in cases:
             if (crew := crews.get(case.worker_key)) is None:
                 continue
-            if failure := crew.open(case):
+            if (settings := self._settle(case)) is None:
+                continue
+            if failure := crew.open(case, settings):
                 self._fail(case, failure, crew.worst_parity)
             else:
                 members.append(Member(case=case, worker=crew.worker))
@@ -174,9 +180,9 @@ class Execution:
             self._line.say(f"time {name}: {len(members)} cases in turns")
             keep = self._anchor.keep_block
 
-            def reopen(member: Member) -> Member:
+            def reopen(member: Member, process: int) -> Member:
                 crew = crews[member.case.worker_key]
-                failure = crew.open(member.case)
+                failure = crew.open(member.case, self._numbered(member.case, crew.settings, process))
                 return Member(case=member.case, worker=crew.worker, failure=failure)
 
             members = measure_passes(
@@ -198,6 +204,30 @@ class Execution:
         for member in members:
             if findings := found.get(member.case.key):
                 self._record(member, crews[member.case.worker_key], findings)
+
+    def _numbered(self, case: Case, settings: Settings, process: int) -> Settings:
+        """Return *settings* with the number of the build that *process* runs, where builds differ."""
+        builds = self._builds(case)
+        return {**settings, BUILD: process % builds} if builds > 1 else settings
+
+    def _builds(self, case: Case) -> int:
+        return self._sizes.builds if getattr(known_backends()[case.backend], "builds_differ", False) else 1
+
+    def _settle(self, case: Case) -> Settings | None:
+        """Return the settings of *case*; None, with its record written, where it needs no row or has failed."""
+        if not (case.has_variant(TUNED) and self._sizes.timed):
+            return {}
+        try:
+            settings = self._tuner.find(case, self._line.say)
+        except WorkerError as error:
+            self._fail(case, str(error))
+            return None
+        if settings:
+            return settings
+        reason = self._tuner.why_skipped(case)
+        self._folder.record(replace(self._blank(case), status="skipped", reason=reason))
+        self._line.advance(f"{case.key}: {reason}")
+        return None
 
     def _gather(self, member: Member, crew: Crew, found: dict[str, Findings]) -> None:
         """Put into *found* what is known of a member whose latency was measured; one that failed is recorded so."""
@@ -239,6 +269,7 @@ class Execution:
                 crew.measurement(evidence, findings.input_digest, findings.largest),
                 energy=findings.energy,
                 flop_per_image=self._flop.get((case.task, case.network)),
+                builds=self._builds(case),
                 roof_flop_s=read_ceilings(self._folder.facts()).matmul_flop_s.get(case.precision),
             ),
             parity=crew.worst_parity,
@@ -289,4 +320,5 @@ class Execution:
             reference=reference.resolve(),
             outputs=self._folder.outputs_file(case.worker_key).resolve(),
             plan=self._sizes.block,
+            settings=self._tuner.known(case),
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.measure import BlockPlan
-from bench.records import Case
+from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ class Job:
         reference: File of the reference outputs of the test split, or of its first images; None for the anchor.
         outputs: File for the outputs of the whole test split.
         plan: How long a block is.
+        settings: Of the runtime, by name; what is not named is at its default (`bench.knob`).
     """
 
     case: Case
@@ -45,6 +47,7 @@ class Job:
     reference: Path | None
     outputs: Path
     plan: BlockPlan
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 def load_test_images(store: Path) -> torch.Tensor:

@@ -70,6 +70,14 @@ def _build(record: RunRecord) -> float | None:
     return None if record.measurement is None else record.measurement.build_s
 
 
+def _build_spread(record: RunRecord) -> float | None:
+    """Return by what share the slowest build's latency exceeds the fastest one's; None with one build."""
+    if record.measurement is None or record.timing is None or record.measurement.builds < 2:
+        return None
+    medians = statistic.build_medians(record.timing, record.measurement.builds)
+    return max(medians) / min(medians) - 1
+
+
 def _artifact(record: RunRecord) -> float | None:
     return None if record.measurement is None else record.measurement.artifact_bytes
 
@@ -124,6 +132,7 @@ COST_METRICS: tuple[CostMetric, ...] = (
         compute=_timed(lambda timing: statistic.latency_percentile(timing, 99)),
     ),
     CostMetric(name="build_s", unit="s", better="lower", compute=_build),
+    CostMetric(name="build_spread", unit="1", better="lower", compute=_build_spread),
     CostMetric(name="artifact_bytes", unit="B", better="lower", compute=_artifact),
     CostMetric(name="throughput_saturated_img_s", unit="img/s", better="higher", compute=_saturated("point")),
     CostMetric(name="throughput_saturated_low_img_s", unit="img/s", better="higher", compute=_saturated("low")),

@@ -147,7 +147,7 @@ def _costs_beside_latency(report: Report) -> Iterator[str]:
         if len(groups) > 1:
             yield f"### {place[0]} ({cell.machine(place)})"
         yield markdown_table(costs.HEADER, costs.lines(rows), costs.NUMERIC)
-        if found := costs.largest_batches(rows):
+        if found := [*costs.largest_batches(rows), *costs.build_spreads(rows)]:
             yield "\n".join(found)
 
 

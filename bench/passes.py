@@ -19,7 +19,7 @@ def measure_passes(
     limits: Limits,
     processes: int,
     *,
-    reopen: Callable[[Member], Member],
+    reopen: Callable[[Member, int], Member],
     on_block: Callable[[Member, Block], None],
     on_done: Callable[[Member], None],
 ) -> list[Member]:
@@ -33,7 +33,8 @@ def measure_passes(
         anchor: The shared case; its process stays.
         limits: When a case has enough, all its processes together.
         processes: How many each case gets; 1 or more.
-        reopen: Returns the member of a case with a new process, its session open, or with its `failure`.
+        reopen: Returns the member of a case with a new process, the second being number 1, its session open, or with
+            its `failure`.
         on_block: As of `measure_group`.
         on_done: As of `measure_group`; told of each member once, in its last process.
     """
@@ -41,7 +42,7 @@ def measure_passes(
     earlier = {member.case.key: member for member in members}
     for number in range(processes):
         if number:
-            members = [reopen(member) for member in earlier.values() if not member.failure]
+            members = [reopen(member, number) for member in earlier.values() if not member.failure]
         for member in members:
             member.process = number
             member.first_round = 1 + max((block.round for block in earlier[member.case.key].blocks), default=0)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.backends.base import Backend
+from bench.knob import TUNED, knobs_of
 from bench.records import DEFAULT, GRAPH, Case, join_variants
 from bench.scenario import parse_scenarios
 from lensing_models.registry import known_architectures, select_pairs, split_names
@@ -17,7 +18,7 @@ from lensing_models.specs import ArchitectureSpec, TaskSpec
 HALF_PRECISION = {"cpu": "bf16", "cuda": "fp16"}
 BATCH_SIZES = (1, 8, 32, 128)
 #: Runtime variants that are planned only where they are named or all are asked for.
-ON_REQUEST = frozenset({"optimized"})
+ON_REQUEST = frozenset({"optimized", TUNED})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,7 @@ def expand_sweep(
     known: Mapping[str, Backend],
     scenarios: str = "",
     variants: str | None = None,
+    tune: bool = False,
 ) -> Sweep:
     """Return every cell that the comma lists name.
 
@@ -68,6 +70,7 @@ def expand_sweep(
         known: The backends by name.
         scenarios: Kinds of arrivals, ``all``, or nothing.
         variants: Runtime variants, ``all`` (each cell's own), or None: those that are not `ON_REQUEST`.
+        tune: Whether each of them stands beside its tuned one, where it has that.
 
     Raises:
         LookupError: If a name is unknown.
@@ -94,7 +97,7 @@ def expand_sweep(
     cases = [
         replace(cell, variant=join_variants(cell.variant, variant), batch_size=size)
         for cell in cells
-        for variant in select_variants(variants, cell, known)
+        for variant in with_tuned(select_variants(variants, cell, known), cell, known, tune=tune)
         for size in sizes
     ]
     return Sweep(
@@ -129,12 +132,18 @@ def _refuse_variant(case: Case, backend: Backend) -> str:
 
 
 def variants_of(case: Case, backend: Backend) -> tuple[str, ...]:
-    """Return every runtime variant of the cell of *case*: the backend's own, on CUDA each with and without a graph.
+    """Return every runtime variant of the cell of *case*.
+
+    They are the backend's own, each also tuned where there are settings to choose, and on CUDA each with and
+    without a graph.
 
     A backend that has more than the plain one says so in a method ``variants_of(case)``.
     """
     own = getattr(backend, "variants_of", None)
     names: tuple[str, ...] = own(case) if own else (DEFAULT,)
+    # Whether a batch can be divided is the case's; that there is something to choose is the cell's.
+    if any(knobs_of(replace(case, batch_size=size), backend) for size in (case.batch_size, 2 * case.batch_size)):
+        names = tuple(part for name in names for part in (name, join_variants(name, TUNED)))
     return names if case.device != "cuda" else (*names, *(join_variants(name, GRAPH) for name in names))
 
 
@@ -157,6 +166,20 @@ def select_variants(text: str | None, cell: Case, known: Mapping[str, Backend]) 
         )
     }
     return split_names("variant", text, sorted(anywhere)) or list(has)
+
+
+def with_tuned(names: Sequence[str], cell: Case, known: Mapping[str, Backend], *, tune: bool) -> list[str]:
+    """Return *names*, runtime variants of *cell*, each with its tuned one behind it if *tune* and it has one."""
+    has = variants_of(cell, known[cell.backend])
+    pairs = ((name, _tuned(name)) for name in names)
+    both = (part for name, tuned in pairs for part in (name, *([tuned] if tune and tuned in has else [])))
+    return list(dict.fromkeys(both))
+
+
+def _tuned(name: str) -> str:
+    """Return the tuned one of runtime variant *name*: a graph is captured around what was tuned."""
+    parts = [part for part in name.split("+") if part not in (TUNED, GRAPH)]
+    return join_variants(*parts, TUNED, *([GRAPH] if GRAPH in name.split("+") else []))
 
 
 def select_precisions(text: str | None, backend: Backend, device: str, known: Mapping[str, Backend]) -> list[str]:

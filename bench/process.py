@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 
 from bench.job import Job
 from bench.measure import stopwatch
+from bench.records import Scalar
 from bench.timetable import OTHER, Timetable
 from bench.worker import serve
 
@@ -103,10 +105,11 @@ class Worker:
             raise WorkerError(answer)
         return answer
 
-    def restarted(self) -> Worker:
-        """End this process and return the handle of a new one on the same job."""
+    def restarted(self, settings: Mapping[str, Scalar] | None = None) -> Worker:
+        """End this process and return the handle of a new one on the same job, with *settings* if they are given."""
         self.close()
-        return Worker(self.job, self._oversight)
+        job = self.job if settings is None else replace(self.job, settings=settings)
+        return Worker(job, self._oversight)
 
     def kill(self) -> None:
         """End the process at once."""

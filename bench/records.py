@@ -22,6 +22,8 @@ Scalar = str | int | float | bool | None
 DEFAULT = "default"
 #: The runtime variant that captures a CUDA graph of a call and replays it.
 GRAPH = "graph"
+#: The setting that numbers the builds of an artifact of which no two need be alike.
+BUILD = "build"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +157,7 @@ class Measurement:
         energy: Energy of a window of calls.
         flop_per_image: Floating-point operations of the network for one image, a multiply-add being two.
         roof_flop_s: The matrix product's ceiling at the case's precision [FLOP/s], from the same run.
+        builds: Builds of the artifact, which need not be alike; process *n* of a block ran build *n* modulo this.
     """
 
     build_s: float
@@ -173,6 +176,7 @@ class Measurement:
     energy: Energy | None = None
     flop_per_image: float | None = None
     roof_flop_s: float | None = None
+    builds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,10 @@ from bench.json_lines import from_json, read_lines, read_schemas
 from bench.margin import read_margins
 from bench.picture import draw_picture
 from bench.records import READ_SCHEMAS, Environment, RunRecord
-from bench.run_folder import read_scenarios
+from bench.run_folder import read_scenarios, read_tunings
 from bench.scenario_page import render_scenarios, write_scenarios
 from bench.table import Report, Row, by_batch_and_latency, group_by_place, make_rows
+from bench.tune_page import tune_section
 from lensing_models.command_line import Parser, run_main
 
 PICTURE = "pareto.png"
@@ -121,7 +122,8 @@ def _write(report: Report) -> list[Path]:
 
 def _write_page(report: Report, *, has_picture: bool) -> Path:
     path = report.folder / "report.md"
-    sections = [*drift_section(report), *render_scenarios(report.scenarios)]
+    tuned = tune_section(report, read_tunings(report.folder))
+    sections = [*drift_section(report), *tuned, *render_scenarios(report.scenarios)]
     path.write_text(page.render_page(report, PICTURE if has_picture else None, sections), encoding="utf-8")
     return path
 

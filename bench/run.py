@@ -15,6 +15,7 @@ from bench.backends.base import has_nvidia_driver
 from bench.margin import parse_margins
 from bench.plan import Sweep, expand_sweep, resolve_threads
 from bench.scenario import suits
+from bench.sizes import choose_sizes, count_builds
 from lensing_models.command_line import Parser, run_main
 from lensing_models.preset import PRESETS, Preset
 
@@ -36,6 +37,7 @@ def build_parser() -> Parser:
     add("--backends", help="comma list, or all; default: all but those that compile for minutes (inductor, aoti)")
     add("--precisions", help="comma list, or all (each backend's own); default: fp32 and the device's half precision")
     add("--variants", help="comma list of runtime variants, or all; default: all but those on request (optimized)")
+    add("--tune", action="store_true", help="search the fastest settings of each runtime; a row beside the default one")
     add("--batch-sizes", default="1,32", help="comma list, or all (1, 8, 32, 128); default: 1,32")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: cuda where there is one")
     add("--preset", default="quick", choices=sorted(PRESETS), help="sizes of data, fit and measurement")
@@ -58,6 +60,7 @@ def build_parser() -> Parser:
         metavar="N",
         help="processes that time a case, one after the other; default: the preset's",
     )
+    add("--builds", type=int, metavar="K", help="builds of each TensorRT engine to time; default: the preset's")
     add("--margin", default="", metavar="LIST", help="harm that drift may do; accuracy=0.005,auc=0.002,mse=0.02")
     add("--case-timeout", type=float, metavar="S", help="seconds a stage of a case may take; default: the preset's")
     add("--memory-limit", type=float, metavar="GIB", help="memory a worker may use; default: 85 %% of what is free")
@@ -87,6 +90,7 @@ def run(argv: Sequence[str]) -> int:
         known=known_backends(),
         scenarios=options.scenarios,
         variants=options.variants,
+        tune=options.tune,
     )
     if options.list:
         print_plan(sweep)
@@ -124,7 +128,6 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     from bench.report import write_page, write_report
     from bench.run_folder import RunFolder, anchor_medians
     from bench.scenario import EFFORTS, plan_scenarios
-    from bench.sizes import choose_sizes
     from bench.timetable import Timetable, add_up
 
     timetable = Timetable()
@@ -142,7 +145,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     with RunFolder(out, resume=options.resume) as folder:
         command = f"python -m bench.run {shlex.join(argv)}".strip()
         settings = {"preset": preset.name, "case_s": sizes.limits.case_s, "target_ci": options.target_ci}
-        settings |= {"processes": sizes.processes, "margin": parse_margins(options.margin)}
+        settings |= {"processes": sizes.processes, "builds": sizes.builds, "margin": parse_margins(options.margin)}
         folder.start(environment, settings)
         if options.resume:
             folder.note({"resumed_at": utc_now(), "resumed_by": command})
@@ -250,6 +253,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError("--verify times nothing, and --scenarios needs the times; leave one of them out")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to complete")
+    count_builds(preset, options)
     parse_margins(options.margin)
 
 

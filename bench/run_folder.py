@@ -12,6 +12,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from bench.json_lines import append_line, from_json, read_lines, to_json
+from bench.knob import Tuning
 from bench.records import Block, Environment, RunRecord, Scalar, ScenarioRecord
 
 
@@ -53,7 +54,7 @@ class RunFolder:
         except OSError as error:
             raise OSError(f"cannot write to --out {path}: {error.strerror or error}") from error
         if resume:
-            for name in ("records.jsonl", "blocks.jsonl", "scenarios.jsonl"):
+            for name in ("records.jsonl", "blocks.jsonl", "scenarios.jsonl", "tuning.jsonl"):
                 self._trim(name)
         if not resume and self.records_file.exists():
             self._lock.release()
@@ -118,6 +119,10 @@ class RunFolder:
         """Append *record* to ``scenarios.jsonl``."""
         append_line(self.path / "scenarios.jsonl", record)
 
+    def record_tuning(self, tuning: Tuning) -> None:
+        """Append *tuning* to ``tuning.jsonl``."""
+        append_line(self.path / "tuning.jsonl", tuning)
+
     def blocks_of(self, case: str) -> list[Block]:
         """Return the blocks of *case* that an earlier attempt measured."""
         path = self.path / "blocks.jsonl"
@@ -156,6 +161,16 @@ def read_scenarios(path: Path) -> dict[tuple[str, str], ScenarioRecord]:
     lines = path / "scenarios.jsonl"
     records = read_lines(lines, ScenarioRecord) if lines.exists() else ()
     return {(record.case.key, record.scenario): record for record in records}
+
+
+def read_tunings(path: Path) -> dict[str, Tuning]:
+    """Return the last tuning of each case in the folder *path* by case key; empty if there is none.
+
+    Raises:
+        ValueError: If a line is damaged.
+    """
+    lines = path / "tuning.jsonl"
+    return {tuning.case: tuning for tuning in read_lines(lines, Tuning)} if lines.exists() else {}
 
 
 def anchor_medians(path: Path) -> Mapping[str, Scalar]:

@@ -22,6 +22,7 @@ class Sizes:
         timed: Whether there is any timing.
         energy_s: Window of the energy [s]; 0 for none.
         processes: Among which the blocks of a case's latency are divided.
+        builds: Of an artifact of which no two need be alike, at most one a process.
     """
 
     block: BlockPlan
@@ -30,6 +31,7 @@ class Sizes:
     timed: bool
     energy_s: float = 0.0
     processes: int = 1
+    builds: int = 1
 
 
 def choose_sizes(preset: Preset, options: argparse.Namespace) -> Sizes:
@@ -50,7 +52,25 @@ def choose_sizes(preset: Preset, options: argparse.Namespace) -> Sizes:
         timed=not options.verify,
         energy_s=preset.energy_s,
         processes=options.processes or preset.processes,
+        builds=count_builds(preset, options),
     )
+
+
+def count_builds(preset: Preset, options: argparse.Namespace) -> int:
+    """Return the number of builds: what was asked for, or as many of the preset's as there are processes.
+
+    Raises:
+        ValueError: If more are asked for than there are processes to run them.
+    """
+    processes = options.processes or preset.processes
+    if options.builds is None:
+        return min(preset.builds, processes)
+    if not 1 <= options.builds <= processes:
+        raise ValueError(
+            f"--builds {options.builds}: each build is timed by a process of its own, and there are {processes}; "
+            "give --processes as well"
+        )
+    return int(options.builds)
 
 
 def choose_extras(preset: Preset, case_s: float, options: argparse.Namespace) -> Extras:

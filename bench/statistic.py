@@ -123,6 +123,14 @@ def latency_percentile(timing: Timing, percent: int) -> float | None:
     return float(np.percentile(samples, percent, method="inverted_cdf"))
 
 
+def build_medians(timing: Timing, builds: int) -> list[float]:
+    """Return the median latency of each of *builds* builds [s], by number; NaN for one without a counted block."""
+    numbers = np.array([block.process % builds for block in counted_blocks(timing)])
+    medians = block_medians(timing)
+    chosen = [medians[numbers == number] for number in range(builds)]
+    return [float(np.median(values)) if values.size else math.nan for values in chosen]
+
+
 def throughput(timing: Timing, batch_size: int) -> float:
     """Return images per second of wall time; NaN without a sample.
 

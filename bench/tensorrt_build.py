@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import tensorrt as trt
 
+#: TensorRT's own default of the level below.
+DEFAULT_LEVEL = 3
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildArguments:
@@ -30,12 +33,15 @@ class BuildArguments:
         tf32: Whether float32 products may be rounded to TF32; TensorRT's own default is yes.
         optimization_level: 0 to 5; 3 is TensorRT's default.
         workspace_bytes: Most scratch memory that a layer may use.
+        build: Number of the build: builds may differ, for the builder times kernels on a machine that is never quite
+            the same, so that several are made and measured.
     """
 
     batch_size: int
     tf32: bool
-    optimization_level: int = 3
+    optimization_level: int = DEFAULT_LEVEL
     workspace_bytes: int = 4 << 30
+    build: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +62,13 @@ class Engine:
         key: Digest of everything that it was made from.
         plan: TensorRT's serialized form.
         reused: Whether it was found on the disk instead of being built.
+        optimization_level: How long the builder searched.
     """
 
     key: str
     plan: bytes
     reused: bool
+    optimization_level: int = DEFAULT_LEVEL
 
 
 def engine_key(onnx_sha256: str, arguments: BuildArguments, host: EngineHost) -> str:
@@ -77,12 +85,24 @@ def find_or_build(onnx_file: Path, arguments: BuildArguments, host: EngineHost, 
     """
     key = engine_key(hashlib.sha256(onnx_file.read_bytes()).hexdigest(), arguments, host)
     path = workdir / f"{key}.plan"
-    kept = read_plan(path)
-    if kept is not None:
-        return Engine(key=key, plan=kept, reused=True)
-    plan = build_plan(onnx_file, arguments)
+    plan, level = read_plan(path), arguments.optimization_level
+    if plan is not None:
+        return Engine(key=key, plan=plan, reused=True, optimization_level=level)
+    timings = timing_file(arguments, host, workdir)
+    plan, timed = build_plan(onnx_file, arguments, read_plan(timings) or b"")
     write_plan(path, plan)
-    return Engine(key=key, plan=plan, reused=False)
+    write_plan(timings, timed)
+    return Engine(key=key, plan=plan, reused=False, optimization_level=level)
+
+
+def timing_file(arguments: BuildArguments, host: EngineHost, workdir: Path) -> Path:
+    """Return the file of the times that the builder has taken of kernels on *host*, which later builds need not take.
+
+    Each number of build has its own: with another's times it would make another's choices, and the spread
+    between builds would be that of one.
+    """
+    name = json.dumps([dataclasses.asdict(host), arguments.build], sort_keys=True)
+    return workdir / f"{hashlib.sha256(name.encode()).hexdigest()}.timings"
 
 
 def write_plan(path: Path, plan: bytes) -> None:
@@ -107,7 +127,7 @@ def read_plan(path: Path) -> bytes | None:
 
 
 def _digest_file(path: Path) -> Path:
-    return path.with_suffix(".plan.sha256")
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -119,8 +139,13 @@ def _replace(path: Path, content: bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def build_plan(onnx_file: Path, arguments: BuildArguments) -> bytes:
-    """Return the plan that TensorRT builds of *onnx_file*; two builds may choose other kernels.
+def build_plan(onnx_file: Path, arguments: BuildArguments, timings: bytes = b"") -> tuple[bytes, bytes]:
+    """Return the plan that TensorRT builds of *onnx_file*, and the times of kernels that it knows then.
+
+    Args:
+        onnx_file: The graph.
+        arguments: What the builder is told.
+        timings: Times that an earlier build on this host has left, a serialized `ITimingCache`; empty for none.
 
     Raises:
         RuntimeError: If TensorRT has no builder here, cannot parse the graph or cannot build it.
@@ -139,10 +164,15 @@ def build_plan(onnx_file: Path, arguments: BuildArguments) -> bytes:
     if not parser.parse_from_file(str(onnx_file)):
         raise failure(f"parse {onnx_file.name}", [*_parser_errors(parser), *errors])
     config: trt.IBuilderConfig = _configure(builder, network, arguments)
+    cache: trt.ITimingCache = config.create_timing_cache(timings)
+    # False: times of another GPU or another TensorRT are refused.
+    if not config.set_timing_cache(cache, False):
+        raise failure("take the timing cache", errors)
     plan: trt.IHostMemory = builder.build_serialized_network(network, config)
     if plan is None:
         raise failure("build an engine", errors)
-    return bytes(memoryview(plan))
+    known: trt.IHostMemory = cache.serialize()
+    return bytes(memoryview(plan)), bytes(memoryview(known))
 
 
 def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments: BuildArguments) -> trt.IBuilderConfig:

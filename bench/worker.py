@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bench.answer import Opened, Scored
 from bench.control import CONTROL
 from bench.job import Job, load_network, load_test_images, write_reference
+from bench.knob import apply_settings, describe_settings
 from bench.machine_facts import Energy
 from bench.measure import Clock, stopwatch
 from bench.memory import PeakMeter, explain
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from bench.arrival import Outcome
-    from bench.backends.base import Session
+    from bench.backends.base import Backend, Session
     from bench.ceiling import Size
     from bench.device_state import Reading
     from bench.drift_facts import Drift
@@ -44,6 +45,7 @@ class Bench:
         self._opened: Opened | None = None
         self._clock: Clock | Saturation | None = None
         self._case = job.case
+        self._backend: Backend = self._find_backend()
 
     def open(self, batch_size: int, threads: int, compared: int) -> Opened:
         """Build the session for *batch_size* and *threads*; compare its outputs for *compared* test images.
@@ -54,8 +56,9 @@ class Bench:
 
         from bench.parity import run_through
 
-        torch.set_num_threads(threads)
-        self._case = replace(self._job.case, batch_size=batch_size, threads=threads)
+        asked = replace(self._job.case, batch_size=batch_size, threads=threads)
+        self._backend, self._case = apply_settings(self._find_backend(), asked, self._job.settings)
+        torch.set_num_threads(self._case.threads)
         outputs, parity, failure = None, None, ""
         with PeakMeter(self._case.device) as memory:
             session, prepare_s = self._prepare(slots=1)
@@ -210,23 +213,30 @@ class Bench:
         facts = self.proof()
         if facts.get("threads") not in (None, self._case.threads):
             facts.setdefault("fallback", f"ran with {facts['threads']} threads, not {self._case.threads}")
+        if self._job.settings:
+            facts["settings"] = describe_settings(self._job.settings)
         return facts, digest.hexdigest()
 
     def proof(self) -> dict[str, Scalar]:
         """Return the session's evidence as it is."""
         return dict(self._open_session().evidence())
 
+    def _find_backend(self) -> Backend:
+        """Return the backend of the case with its defaults."""
+        from bench.backends import known_backends
+
+        name = self._job.case.backend
+        return CONTROL if name == CONTROL.name else known_backends()[name]
+
     def _prepare(self, slots: int) -> tuple[Session, float]:
         """Free what is open, and return the session of the case for *slots* requests and what `prepare` took [s]."""
-        from bench.backends import known_backends
         from bench.cuda_graph import prepare_session
 
         self._stack.close()
         self._stack, self._session, self._clock = ExitStack(), None, None
         network = load_network(self._job)
-        backend = CONTROL if self._case.backend == CONTROL.name else known_backends()[self._case.backend]
         elapsed = stopwatch()
-        prepared = prepare_session(backend, network, self._case, self._job.workdir, slots)
+        prepared = prepare_session(self._backend, network, self._case, self._job.workdir, slots)
         self._session = self._stack.enter_context(prepared)
         return self._session, elapsed()
 

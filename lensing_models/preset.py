@@ -38,6 +38,8 @@ class Preset:
         energy_s: Seconds of calls over which the energy of a case is counted; 0 for none.
         processes: Processes, one after the other, among which the blocks of a case's latency are
             divided; `--processes` overrides it.
+        builds: Builds of an artifact of which no two need be alike (a TensorRT engine), a process each;
+            `--builds` overrides it.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Preset:
     end_to_end_calls: int
     energy_s: float
     processes: int
+    builds: int = 1
 
     def split_for(self, task: str) -> Split:
         """Return the numbers of images for *task*."""
@@ -129,6 +132,7 @@ PRESETS: Mapping[str, Preset] = {
             end_to_end_calls=200,
             energy_s=30.0,
             processes=5,
+            builds=3,
         ),
     )
 }

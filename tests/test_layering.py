@@ -30,6 +30,8 @@ TELLING = (
     "bench.margin",
     "bench.drift",
     "bench.drift_page",
+    "bench.knob",
+    "bench.tune_page",
 )
 BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export", "bench.quantize"}
 #: What a backend needs as its second module: the builder of TensorRT engines, the settings of torch's compiler.

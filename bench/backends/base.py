@@ -86,6 +86,10 @@ class Backend(Protocol):
     One that compiles each network for minutes has ``compiles_long = True``, and is planned on request only.
     One that can run a case in several ways has one more method, ``variants_of(case)``: the names of the
     runtime variants of the case's cell, ``default`` first (`bench.plan.variants_of`).
+    One that has settings to choose has two, for the variant `tuned`: ``knobs(case)``, the values of each by name, the
+    default first, and ``with_settings(settings)``, which returns a backend that prepares with those
+    (`bench.knob.knobs_of`); the threads are the case's and need no word. One of whose artifact no two builds need be
+    alike has ``builds_differ = True``, and numbers them by the setting ``build``, from 0.
     """
 
     name: str
@@ -181,6 +185,11 @@ def new_streams(count: int) -> list[torch.cuda.Stream]:
     import torch
 
     return [torch.cuda.Stream() for _ in range(count)]  # type: ignore[no-untyped-call]  # torch's own
+
+
+def divisions(case: Case) -> tuple[int, ...]:
+    """Return into how many equal requests, at most one a thread, a batch of *case* may be divided; 1 first."""
+    return tuple(count for count in range(1, case.threads + 1) if case.batch_size % count == 0)
 
 
 def name_precision(weights: Iterable[torch.Tensor]) -> tuple[str, str]:

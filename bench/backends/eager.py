@@ -25,6 +25,9 @@ class EagerBackend:
         "cuda": ("fp32", "fp16", "tf32", "bf16"),
     }
 
+    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
+        self._settings = dict(settings or {})
+
     def probe(self, device: str) -> Availability:
         """Return the version of torch."""
         return installed("torch", remedy="pip install torch")
@@ -33,6 +36,15 @@ class EagerBackend:
         """Return why the precision is not to be had on the device, or None."""
         return refuse_by_table(self, case)
 
+    def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
+        """Return the memory formats, and on CUDA whether cuDNN times its algorithms at the first call."""
+        formats: dict[str, tuple[Scalar, ...]] = {"memory_format": ("channels_last", "contiguous")}
+        return formats if case.device == "cpu" else {**formats, "cudnn_benchmark": (False, True)}
+
+    def with_settings(self, settings: Mapping[str, Scalar]) -> EagerBackend:
+        """Return the backend that prepares with *settings*."""
+        return EagerBackend(settings)
+
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> EagerSession:
         """Cast and move *network*; nothing is built and no file is written."""
         import torch
@@ -40,16 +52,20 @@ class EagerBackend:
         from bench.export import compute_dtype
 
         set_tf32(case.device, allowed=case.precision == "tf32")
+        torch.backends.cudnn.benchmark = bool(self._settings.get("cudnn_benchmark", False))
         ready = network.set_compute_dtype(compute_dtype(case.precision)).to(case.device)
-        return EagerSession(ready.to(memory_format=torch.channels_last), case, slots)
+        memory_format = str(self._settings.get("memory_format", "channels_last"))
+        if memory_format == "channels_last":
+            ready = ready.to(memory_format=torch.channels_last)
+        return EagerSession(ready, case, slots, memory_format)
 
 
 class EagerSession(TorchSession):
     """A module run layer by layer."""
 
-    def __init__(self, module: torch.nn.Module, case: Case, slots: int) -> None:
+    def __init__(self, module: torch.nn.Module, case: Case, slots: int, memory_format: str) -> None:
         super().__init__(module, case, slots)
-        self._module = module
+        self._module, self._memory_format = module, memory_format
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the dtypes of the weights, the TF32 flags and torch's thread count."""
@@ -60,7 +76,7 @@ class EagerSession(TorchSession):
             "precision": name_tf32(precision, self._case.device),
             "weight_dtypes": dtypes,
             "threads": torch.get_num_threads(),
-            "memory_format": "channels_last",
+            "memory_format": self._memory_format,
         }
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from bench.backends.base import Availability, LocalSession, installed, new_streams, refuse_by_table
+from bench.backends.base import Availability, LocalSession, divisions, installed, new_streams, refuse_by_table
 from bench.quantize import ONNX_RUNTIME, quantized_file, variants_of
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from lensing_models.network import LensNetwork
 
@@ -32,6 +36,9 @@ class OnnxRuntimeBackend:
     name = "onnx"
     precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16", "tf32")}
 
+    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
+        self._settings = dict(settings or {})
+
     def probe(self, device: str) -> Availability:
         """Return the version of the installed ONNX Runtime; the CPU wheel cannot serve CUDA."""
         if device == "cuda":
@@ -46,6 +53,25 @@ class OnnxRuntimeBackend:
         """Return the plain variant and, of a network that int8 costs much, the mixed one."""
         return variants_of(case)
 
+    def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
+        """Return what ONNX Runtime lets choose.
+
+        On a CPU whether idle threads spin, how far the graph is optimised (`extended` leaves the layout as it is),
+        and into how many requests, run side by side, a batch is divided; on CUDA how cuDNN's algorithm is chosen,
+        and the layout.
+        """
+        if case.device == "cuda":
+            return {"cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC"), "prefer_nhwc": (False, True)}
+        return {
+            "allow_spinning": (True, False),
+            "graph_optimization": ("all", "extended"),
+            "streams": divisions(case),
+        }
+
+    def with_settings(self, settings: Mapping[str, Scalar]) -> OnnxRuntimeBackend:
+        """Return the backend that prepares with *settings*."""
+        return OnnxRuntimeBackend(settings)
+
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> CpuSession | CudaSession:
         """Export the graph unless it is there, and build the session.
 
@@ -56,20 +82,35 @@ class OnnxRuntimeBackend:
 
         if case.precision == "int8":
             quantized = quantized_file(network, workdir, ONNX_RUNTIME, case)
-            return CpuSession(quantized.path, case, quantized.facts)
+            return CpuSession(quantized.path, case, quantized.facts, self._settings)
         path = onnx_file(network, workdir, case.precision)
         if case.device == "cuda":
-            return CudaSession(path, case, network.output_scale.numel(), slots)
-        return CpuSession(path, case)
+            return CudaSession(path, case, network.output_scale.numel(), slots, settings=self._settings)
+        return CpuSession(path, case, settings=self._settings)
 
 
-def build_session(path: Path, case: Case, provider: object, optimized: Path | None = None) -> Any:  # untyped
-    """Return an InferenceSession of *path* on *provider* alone; write what it makes of the graph to *optimized*."""
+def build_session(
+    path: Path,
+    case: Case,
+    provider: object,
+    optimized: Path | None = None,
+    settings: Mapping[str, Scalar] | None = None,
+) -> Any:  # onnxruntime is untyped
+    """Return an InferenceSession of *path* on *provider* alone; write what it makes of the graph to *optimized*.
+
+    Of *settings* it takes `allow_spinning`, `graph_optimization` and `streams`, by which the threads are divided.
+    """
     import onnxruntime
+
+    chosen = settings or {}
 
     onnxruntime.set_default_logger_severity(3)  # errors only; warnings of absent devices go
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = case.threads
+    options.intra_op_num_threads = case.threads // int(chosen.get("streams") or 1)
+    if not chosen.get("allow_spinning", True):
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if chosen.get("graph_optimization") == "extended":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.inter_op_num_threads = 1
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
@@ -87,22 +128,46 @@ class CpuSession(LocalSession):
     """Runs on the caller's memory; `infer` waits for the result.
 
     One `InferenceSession` serves every slot: its `run` may be called from several threads, allocates
-    the outputs of each call, and all calls share its pool of threads.
+    the outputs of each call, and all calls share its pool of threads. With the setting `streams` a batch
+    is divided among as many callers, which share the threads.
     """
 
-    def __init__(self, path: Path, case: Case, facts: Mapping[str, Scalar] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        case: Case,
+        facts: Mapping[str, Scalar] | None = None,
+        settings: Mapping[str, Scalar] | None = None,
+    ) -> None:
         from bench.export import was_cached
 
         self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
         self._path, self._case, self._facts = path, case, facts or {}
-        self._session = build_session(path, case, "CPUExecutionProvider")
+        self._settings = settings or {}
+        self._streams = int(self._settings.get("streams") or 1)
+        self._callers = ThreadPoolExecutor(self._streams) if self._streams > 1 else None
+        self._session = build_session(path, case, "CPUExecutionProvider", settings=self._settings)
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
         """Return outputs (B, K) float32; the images are read in place."""
         import torch
 
-        (outputs,) = self._session.run(["outputs"], {"images": images.numpy()})
-        return torch.from_numpy(outputs)
+        if self._callers is None:
+            return torch.from_numpy(self._run(images.numpy()))
+        parts = [part.numpy() for part in images.chunk(self._streams)]
+        return torch.cat([torch.from_numpy(part) for part in self._callers.map(self._run, parts)])
+
+    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        outputs: NDArray[np.float32]
+        (outputs,) = self._session.run(["outputs"], {"images": images})
+        return outputs
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the callers among which a batch is divided."""
+        if self._callers:
+            self._callers.shutdown()
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return provider, thread count and the types of the weights in the file; for int8 what became of the layers.
@@ -110,11 +175,14 @@ class CpuSession(LocalSession):
         Its convolutions are counted in the graph that such a session makes of the file, which another one writes.
         """
         facts = {**_evidence(self._session, self._path), **self._facts}
+        if self._streams > 1:
+            each = self._session.get_session_options().intra_op_num_threads
+            facts |= {"streams": self._streams, "threads": self._streams * each}
         if self._case.precision != "int8":
             return facts
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
-            build_session(self._path, self._case, "CPUExecutionProvider", optimized)
+            build_session(self._path, self._case, "CPUExecutionProvider", optimized, self._settings)
             return {**facts, **judge_convolutions(count_operations(optimized))}
 
 
@@ -152,9 +220,18 @@ class CudaSession(LocalSession):
         slots: Requests that may be in flight at once.
         own_graph: Why ONNX Runtime captures the graph itself; empty where it does not. It replays it on
             the addresses of its first run, so that images are copied into a buffer of the slot's own.
+        settings: Of the provider, by name.
     """
 
-    def __init__(self, path: Path, case: Case, output_count: int, slots: int, own_graph: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        case: Case,
+        output_count: int,
+        slots: int,
+        own_graph: str = "",
+        settings: Mapping[str, Scalar] | None = None,
+    ) -> None:
         import torch
 
         from bench.export import was_cached
@@ -163,16 +240,18 @@ class CudaSession(LocalSession):
         self._path = path
         self._case = case
         self._own_graph = own_graph
+        self._settings = settings or {}
         # ONNX Runtime takes stream 0 for none, so the streams must not be torch's default one.
         self._streams = new_streams(slots)
-        settings = {
+        options = {
             "device_id": "0",
-            "cudnn_conv_algo_search": "EXHAUSTIVE",
+            "cudnn_conv_algo_search": str(self._settings.get("cudnn_conv_algo_search", "EXHAUSTIVE")),
+            "prefer_nhwc": str(int(bool(self._settings.get("prefer_nhwc", False)))),
             "use_tf32": "1" if case.precision == "tf32" else "0",
             "enable_cuda_graph": "1" if own_graph else "0",
         }
-        own = [{**settings, "user_compute_stream": str(stream.cuda_stream)} for stream in self._streams]
-        self._sessions = [build_session(path, case, ("CUDAExecutionProvider", options)) for options in own]
+        own = [{**options, "user_compute_stream": str(stream.cuda_stream)} for stream in self._streams]
+        self._sessions = [build_session(path, case, ("CUDAExecutionProvider", one)) for one in own]
         shape = (case.batch_size, output_count)
         self._outputs = [torch.empty(shape, device="cuda") for _ in range(slots)]
         self._bindings = [session.io_binding() for session in self._sessions]
@@ -206,7 +285,7 @@ class CudaSession(LocalSession):
         slots, count = len(self._outputs), self._outputs[0].shape[1]
         self._bindings.clear()
         self._sessions.clear()
-        return CudaSession(self._path, self._case, count, slots, own_graph=reason)
+        return CudaSession(self._path, self._case, count, slots, own_graph=reason, settings=self._settings)
 
     def synchronize(self, slot: int | None = None) -> None:
         """Wait for the streams of all slots, or for that of *slot*."""

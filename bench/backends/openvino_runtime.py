@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.backends.base import Availability, LocalSession, installed, refuse_by_table
+from bench.backends.base import Availability, LocalSession, divisions, installed, refuse_by_table
 from bench.quantize import OPENVINO, quantized_file, variants_of
 from bench.records import Case, Scalar
 
@@ -43,6 +43,9 @@ class OpenVinoBackend:
     name = "openvino"
     precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16", "int8")}
 
+    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
+        self._settings = dict(settings or {})
+
     def probe(self, device: str) -> Availability:
         """Return the version of OpenVINO."""
         return installed("openvino", remedy="pip install 'lensing-bench[openvino]'")
@@ -55,6 +58,14 @@ class OpenVinoBackend:
     def variants_of(self, case: Case) -> tuple[str, ...]:
         """Return the plain variant and, of a network that int8 costs much, the mixed one."""
         return variants_of(case)
+
+    def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
+        """Return into how many requests, a stream each, a batch is divided, and whether threads stay on a core."""
+        return {"streams": divisions(case), "cpu_pinning": (True, False)}
+
+    def with_settings(self, settings: Mapping[str, Scalar]) -> OpenVinoBackend:
+        """Return the backend that prepares with *settings*."""
+        return OpenVinoBackend(settings)
 
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> OpenVinoSession:
         """Export the graph unless it is there, fix its batch and compile it."""
@@ -69,19 +80,26 @@ class OpenVinoBackend:
         core = the_core()
         model = core.read_model(path)
         shape = model.input(0).partial_shape
-        shape[0] = case.batch_size
+        streams = int(self._settings.get("streams") or 1)
+        shape[0] = case.batch_size // streams
         model.reshape(shape)
-        settings = {
+        options = {
             "INFERENCE_PRECISION_HINT": HINTS[case.precision],
             "INFERENCE_NUM_THREADS": case.threads,
-            "NUM_STREAMS": slots,
-            "PERFORMANCE_HINT": "LATENCY" if slots == 1 else "THROUGHPUT",
+            "NUM_STREAMS": max(slots, streams),
+            "PERFORMANCE_HINT": "LATENCY" if max(slots, streams) == 1 else "THROUGHPUT",
         }
-        return OpenVinoSession(core.compile_model(model, "CPU", settings), path, case, slots, facts)
+        if "cpu_pinning" in self._settings:
+            options["ENABLE_CPU_PINNING"] = bool(self._settings["cpu_pinning"])
+        compiled = core.compile_model(model, "CPU", options)
+        return OpenVinoSession(compiled, path, case, slots, facts, streams)
 
 
 class OpenVinoSession(LocalSession):
-    """One inference request a slot, writing into the slot's own output buffer."""
+    """One inference request a slot, or one for each part of a batch that is divided among *streams*.
+
+    It writes into its part of the slot's own output buffer.
+    """
 
     def __init__(
         self,
@@ -90,6 +108,7 @@ class OpenVinoSession(LocalSession):
         case: Case,
         slots: int,
         facts: Mapping[str, Scalar],
+        streams: int = 1,
     ) -> None:
         import numpy
         import openvino
@@ -99,30 +118,35 @@ class OpenVinoSession(LocalSession):
 
         self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
         self._compiled, self._case, self._facts = compiled, case, facts
-        self._requests = [compiled.create_infer_request() for _ in range(slots)]
-        shape = tuple(compiled.output(0).shape)
-        buffers = [numpy.empty(shape, numpy.float32) for _ in range(slots)]
-        for request, buffer in zip(self._requests, buffers, strict=True):
-            request.set_output_tensor(openvino.Tensor(buffer, shared_memory=True))
+        self._requests = [[compiled.create_infer_request() for _ in range(streams)] for _ in range(slots)]
+        part, outputs = tuple(compiled.output(0).shape)
+        buffers = [numpy.empty((part * streams, outputs), numpy.float32) for _ in range(slots)]
+        for requests, buffer in zip(self._requests, buffers, strict=True):
+            for request, rows in zip(requests, numpy.split(buffer, streams), strict=True):
+                request.set_output_tensor(openvino.Tensor(rows, shared_memory=True))
         self._outputs = [torch.from_numpy(buffer) for buffer in buffers]
+        self._waits = slots * streams == 1
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
-        """Start the slot's request on the caller's memory; with one slot, wait for it."""
+        """Start the slot's requests on the caller's memory; with one in all, wait for it."""
         import openvino
 
-        request = self._requests[slot]
-        request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
-        if len(self._requests) == 1:
-            request.infer()
-        else:
-            request.start_async()
+        requests = self._requests[slot]
+        parts = [images] if len(requests) == 1 else images.chunk(len(requests))
+        for request, part in zip(requests, parts, strict=True):
+            request.set_input_tensor(openvino.Tensor(part.numpy(), shared_memory=True))
+            if self._waits:
+                request.infer()
+            else:
+                request.start_async()
         return self._outputs[slot]
 
     def synchronize(self, slot: int | None = None) -> None:
         """Wait for every request that was started, or for that of *slot*."""
-        if len(self._requests) > 1:
-            for request in self._requests if slot is None else [self._requests[slot]]:
-                request.wait()
+        if not self._waits:
+            for requests in self._requests if slot is None else [self._requests[slot]]:
+                for request in requests:
+                    request.wait()
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the precision that the plugin accepted and those of the layers it runs."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, LocalSession, has_nvidia_driver, installed, refuse_by_table
 from bench.quantize import TENSORRT, quantized_file, variants_of
-from bench.records import Case, Scalar
+from bench.records import BUILD, Case, Scalar
 from bench.tensorrt_build import (
+    DEFAULT_LEVEL,
     BuildArguments,
     Engine,
     EngineHost,
@@ -54,7 +55,11 @@ class TensorRTBackend:
     """The exported graph in a TensorRT engine; the engine is kept in the work folder and reused."""
 
     name = "trt"
+    builds_differ = True
     precisions: Mapping[str, tuple[str, ...]] = {"cuda": ("fp32", "tf32", "fp16", "int8")}
+
+    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
+        self._settings = dict(settings or {})
 
     def probe(self, device: str) -> Availability:
         """Return the version of TensorRT, or all that is missing; neither TensorRT nor a GPU is touched."""
@@ -71,6 +76,14 @@ class TensorRTBackend:
         """Return the plain variant and, of a network that int8 costs much, the mixed one."""
         return variants_of(case)
 
+    def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
+        """Return how long the builder searches; 3 is TensorRT's default, 5 its most."""
+        return {"optimization_level": (DEFAULT_LEVEL, 5)}
+
+    def with_settings(self, settings: Mapping[str, Scalar]) -> TensorRTBackend:
+        """Return the backend that prepares with *settings*."""
+        return TensorRTBackend(settings)
+
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> TensorRTSession:
         """Export the graph and build its engine, each unless it is there, and load the engine.
 
@@ -82,7 +95,12 @@ class TensorRTBackend:
         from bench.export import onnx_file
 
         host = engine_host()
-        arguments = BuildArguments(batch_size=case.batch_size, tf32=case.precision == "tf32")
+        arguments = BuildArguments(
+            batch_size=case.batch_size,
+            tf32=case.precision == "tf32",
+            optimization_level=int(self._settings.get("optimization_level") or DEFAULT_LEVEL),
+            build=int(self._settings.get(BUILD) or 0),
+        )
         facts: Mapping[str, Scalar] = {}
         if case.precision == "int8":
             quantized = quantized_file(network, workdir, TENSORRT, case)
@@ -118,6 +136,7 @@ class TensorRTSession(LocalSession):
 
         self.artifact_bytes, self.artifact_cached = len(engine.plan), engine.reused
         self._engine_facts: dict[str, Scalar] = {"engine_key": engine.key, "engine_reused": engine.reused}
+        self._engine_facts["optimization_level"] = engine.optimization_level
         self._engine_facts.update(facts or {})
         self._host = host
         self._case = case

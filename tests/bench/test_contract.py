@@ -22,6 +22,7 @@ import torch
 
 from bench.backends import known_backends
 from bench.backends.base import Session
+from bench.knob import apply_settings, knobs_of
 from bench.parity import TOLERANCE, compare, compute_reference, run_through
 from bench.plan import why_not
 from bench.records import Case
@@ -118,6 +119,26 @@ def test_two_slots_hold_two_requests(case: Case, build: Build, workdir: Path) ->
         apart = run_through(session, images.cpu(), case)
 
     assert compare(together, apart, "bf16").error <= 1e-5
+
+
+@every_cell
+def test_every_setting_gives_the_same_outputs_in_every_slot(case: Case, build: Build, workdir: Path) -> None:
+    images = lens_like_images(4)
+    backend, asked = known_backends()[case.backend], replace(case, threads=2)
+    alternatives = [{name: value} for name, values in knobs_of(asked, backend).items() for value in values[1:]]
+    with prepare(build, case, workdir) as session:
+        plain = run_through(session, images, case)
+
+    for settings in alternatives:
+        chosen, changed = apply_settings(backend, asked, settings)
+        network = build(case.architecture, case.task)
+        with chosen.prepare(network, changed, workdir, slots=2) as session:
+            answers = [run_through(session, images, changed, slot) for slot in (0, 1)]
+            evidence = session.evidence()
+
+        tolerance = TOLERANCE if case.precision == "fp32" else REDUCED
+        assert max(compare(answer, plain, "bf16").error for answer in answers) <= tolerance, settings
+        assert evidence.get("precision") == case.precision, settings
 
 
 @every_cell

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from bench.answer import Opened
 from bench.crew import Crew
 from bench.process import WorkerError
+from bench.records import Scalar
 from tests.bench.conftest import make_case
 
 
@@ -34,7 +36,7 @@ class Frail:
     def kill(self) -> None:
         self.ended = self.ended or "killed"
 
-    def restarted(self) -> Frail:
+    def restarted(self, settings: Mapping[str, Scalar]) -> Frail:
         return Frail(self.deadly, built=self.built)
 
 

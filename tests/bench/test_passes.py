@@ -62,7 +62,7 @@ def measure(
         anchor,
         limits,
         len(cases[0]),
-        reopen=lambda member: waiting[member.case.key].pop(0),
+        reopen=lambda member, process: waiting[member.case.key].pop(0),
         on_block=lambda member, block: blocks.append(block) if member is not anchor else None,
         on_done=done.append,
     )

@@ -156,7 +156,24 @@ def variants(**changes: object) -> list[tuple[str, str]]:
 def test_what_is_on_request_is_planned_by_naming_it_or_all() -> None:
     assert variants(backends="torchscript") == [("default", "")]
     assert variants(backends="torchscript", variants="optimized") == [("optimized", "")]
-    assert variants(backends="torchscript", variants="all") == [("default", ""), ("optimized", "")]
+    assert variants(backends="torchscript", variants="all", threads=1) == [("default", ""), ("optimized", "")]
+
+
+def test_each_variant_has_its_tuned_one_beside_it() -> None:
+    planned = variants(backends="torchscript", variants="all")
+
+    assert planned == variants(backends="torchscript", variants="default,optimized", tune=True)
+    assert [variant for variant, _ in planned] == ["default", "tuned", "optimized", "optimized+tuned"]
+
+
+def test_a_graph_is_captured_around_what_was_tuned() -> None:
+    planned = variants(backends="onnx", device="cuda", tune=True)
+
+    assert [variant for variant, _ in planned] == ["default", "tuned", "graph", "tuned+graph"]
+
+
+def test_what_has_nothing_to_choose_has_no_tuned_variant() -> None:
+    assert variants(backends="torchscript", threads=1, tune=True) == [("default", "")]
 
 
 def test_on_cuda_each_variant_is_planned_with_a_graph_too() -> None:
@@ -168,7 +185,7 @@ def test_on_cuda_each_variant_is_planned_with_a_graph_too() -> None:
 def test_a_variant_that_a_cell_lacks_is_planned_with_its_reason() -> None:
     assert variants(backends="eager", variants="default,optimized") == [
         ("default", ""),
-        ("optimized", "eager fp32 on cpu has no variant 'optimized'; it has default"),
+        ("optimized", "eager fp32 on cpu has no variant 'optimized'; it has default, tuned"),
     ]
     assert variants(backends="eager", variants="graph") == [("graph", "a CUDA graph needs device cuda")]
 

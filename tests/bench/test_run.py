@@ -21,17 +21,21 @@ import pytest
 import torch
 
 from bench.json_lines import read_lines
+from bench.knob import Tuning
 from bench.machine_facts import read_ceilings
 from bench.records import RunRecord, ScenarioRecord
+from bench.statistic import build_medians
+from bench.tune import NOTHING_FASTER
 from lensing_models.checkpoint import Card, write_checkpoint
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
 from lensing_models.registry import find_architecture, find_task
+from tests.bench.planted.tunable import BUILD_S
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = ("wrong", "nan", "crash", "unbuildable", "fallback", "greedy", "shape", "raising", "leak", "hang")
 #: Known to every run, but part of none that names `PLANTED`.
-UNSERVABLE, FLIPPING = "unservable", "flipping"
+UNSERVABLE, FLIPPING, TUNABLE = "unservable", "flipping", "tunable"
 COLUMNS = (
     "task,architecture,backend,precision,batch_size,device,threads,variant,status,reason,validity,latency_p50_s,"
     "latency_p50_low_s,latency_p50_high_s,throughput_img_s,auc,accuracy,mse,on_frontier"
@@ -52,7 +56,7 @@ class Bench:
         return [sys.executable, "-m", "bench.run", *fixed, *given, "--time-budget", "0.4", *more]
 
     def environment(self) -> dict[str, str]:
-        planted = ",".join(f"tests.bench.planted.{name}" for name in (*PLANTED, UNSERVABLE, FLIPPING))
+        planted = ",".join(f"tests.bench.planted.{name}" for name in (*PLANTED, UNSERVABLE, FLIPPING, TUNABLE))
         return {**os.environ, "LENSING_BENCH_BACKENDS": planted, "PYTHONPATH": str(ROOT)}
 
     def run(self, out: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -250,6 +254,49 @@ def test_a_scenario_that_raises_spoils_no_latency_and_the_rest_is_driven(bench: 
     assert "the planted session serves nobody" in driven["single_stream"].reason
     assert driven["burst"].status == "ok"
     assert "scenarios: 1 ok, 0 skipped, 1 failed" in answer.stdout
+
+
+def test_each_build_is_timed_and_their_spread_told(bench: Bench) -> None:
+    options = ["--backends", "planted_tunable", "--precisions", "fp32", "--batch-sizes", "1", "--threads", "1"]
+
+    answer = bench.run("built", *options, "--processes", "2", "--builds", "2")
+
+    (record,) = bench.records("built")
+    assert answer.returncode == 0, answer.stderr
+    assert record.timing
+    assert record.measurement
+    first, second = build_medians(record.timing, record.measurement.builds)
+    # The second build is planted 10 ms slower; what the machine adds to either is not known.
+    assert first >= 0.03
+    assert second >= 0.03 + BUILD_S
+    assert "2 builds of mobilenetv3_small" in (bench.cwd / "built" / "report.md").read_text(encoding="utf-8")
+
+
+def test_more_builds_than_processes_are_refused(bench: Bench) -> None:
+    answer = bench.run("unbuilt", "--backends", "planted_tunable", "--builds", "2")
+
+    assert answer.returncode == 2
+    assert "give --processes as well" in answer.stderr
+
+
+def test_a_tuned_row_stands_beside_the_default_one_or_says_why_not(bench: Bench) -> None:
+    options = ["--backends", "planted_tunable", "--precisions", "fp32", "--batch-sizes", "1", "--threads", "1"]
+
+    answer = bench.run("tuned", *options, "--tune")
+
+    rows = {record.case.variant: record for record in bench.records("tuned")}
+    (tuning,) = read_lines(bench.cwd / "tuned" / "tuning.jsonl", Tuning)
+    assert answer.returncode == 0, answer.stderr
+    assert rows["default"].status == "ok"
+    assert [each.settings for each in tuning.tries][:2] == [{"wait_ms": 50}, {"wait_ms": 10}]
+    # On a busy machine no try has a time, and the defaults stay.
+    if tuning.settings:
+        assert rows["tuned"].status == "ok"
+        assert rows["tuned"].measurement
+        assert rows["tuned"].measurement.evidence["settings"] == "wait_ms=10"
+        assert "| wait_ms=10 |" in (bench.cwd / "tuned" / "report.md").read_text(encoding="utf-8")
+    else:
+        assert rows["tuned"].reason.startswith(NOTHING_FASTER)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.tensorrt_build import BuildArguments, EngineHost, engine_key, failure, read_plan, write_plan
+from bench.tensorrt_build import BuildArguments, EngineHost, engine_key, failure, read_plan, timing_file, write_plan
 
 ARGUMENTS = BuildArguments(batch_size=32, tf32=False)
 HOST = EngineHost(tensorrt="11.4.0.106", gpu="NVIDIA H100", compute_capability=(9, 0), driver="580.65.06")
@@ -19,6 +19,7 @@ HOST = EngineHost(tensorrt="11.4.0.106", gpu="NVIDIA H100", compute_capability=(
         ("a" * 64, replace(ARGUMENTS, tf32=True), HOST),
         ("a" * 64, replace(ARGUMENTS, optimization_level=5), HOST),
         ("a" * 64, replace(ARGUMENTS, workspace_bytes=1 << 30), HOST),
+        ("a" * 64, replace(ARGUMENTS, build=1), HOST),
         ("a" * 64, ARGUMENTS, replace(HOST, tensorrt="10.16.1.11")),
         ("a" * 64, ARGUMENTS, replace(HOST, gpu="NVIDIA H200")),
         ("a" * 64, ARGUMENTS, replace(HOST, compute_capability=(10, 0))),
@@ -56,6 +57,15 @@ def test_writing_a_plan_leaves_nothing_unfinished(tmp_path: Path) -> None:
     write_plan(tmp_path / "k.plan", b"plan")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k.plan", "k.plan.sha256"]
+
+
+def test_builds_share_no_timings_and_neither_do_hosts(tmp_path: Path) -> None:
+    hosts = (HOST, replace(HOST, driver="580.65.07"))
+
+    files = {timing_file(replace(ARGUMENTS, build=build), host, tmp_path) for build in (0, 1) for host in hosts}
+
+    assert len(files) == 4
+    assert timing_file(replace(ARGUMENTS, batch_size=1), HOST, tmp_path) in files
 
 
 def test_failure_quotes_the_last_messages_of_tensorrt() -> None:

@@ -1,0 +1,65 @@
+"""The section of a page on tuning: what was tried for each case, and what came of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from bench import cell
+from bench.knob import TUNED, Try, Tuning, describe_settings
+from bench.page import markdown_table
+from bench.records import Case, join_variants
+from bench.table import Report, Row
+
+NOTES = """\
+Each setting was timed in turns with the best so far, and taken if it was at least 3 % faster beyond its interval. The
+times of the search are not those of the rows, which were measured afterwards. Gain: by what factor the tuned row is
+faster than the default one of this run."""
+
+
+def tune_section(report: Report, tunings: Mapping[str, Tuning]) -> list[str]:
+    """Return the section on *tunings*, by case key, as its parts; none where nothing was tuned."""
+    lines = [_line(row, tunings[key], report) for key, row in report.rows.items() if key in tunings]
+    if not lines:
+        return []
+    header = [
+        "network",
+        "task",
+        "backend",
+        "precision",
+        "batch",
+        "settings",
+        "gain",
+        "tried (ratio to the best so far)",
+    ]
+    return ["## Tuning", NOTES, markdown_table(header, lines, ["batch", "gain"])]
+
+
+def _line(row: Row, tuning: Tuning, report: Report) -> list[str]:
+    case = row.record.case
+    return [
+        *(cell.network(row), case.task, case.backend, case.precision, str(case.batch_size)),
+        describe_settings(tuning.settings),
+        _gain(row, report),
+        "; ".join(_tried(each) for each in tuning.tries) or cell.NOTHING,
+    ]
+
+
+def _gain(row: Row, report: Report) -> str:
+    """Return how many times faster *row* is than the row of the default settings; nothing without either."""
+    plain = report.rows.get(untuned(row.record.case).key)
+    ratio = plain.cost["latency_p50_s"] / row.cost["latency_p50_s"] if plain else math.nan
+    return cell.NOTHING if math.isnan(ratio) else f"{ratio:.2f}"
+
+
+def untuned(case: Case) -> Case:
+    """Return *case* with the default settings."""
+    return replace(case, variant=join_variants(*(part for part in case.variant.split("+") if part != TUNED)))
+
+
+def _tried(each: Try) -> str:
+    result = (
+        f"failed: {each.failure}" if each.failure else cell.NOTHING if math.isnan(each.ratio) else f"{each.ratio:.3f}"
+    )
+    return f"{describe_settings(each.settings)} {result}" + (" (taken)" if each.is_taken else "")

@@ -1,0 +1,60 @@
+"""A backend with settings to choose, one of them fast and one broken, and builds of which each is slower."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from bench.backends.base import Availability, LocalSession
+from bench.records import Case, Scalar
+from lensing_models.network import LensNetwork
+
+#: What each build takes longer than the one before [s].
+BUILD_S = 0.01
+
+
+class Tunable:
+    name = "planted_tunable"
+    precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32",)}
+    builds_differ = True
+
+    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
+        self._settings = dict(settings or {})
+
+    def probe(self, device: str) -> Availability:
+        return Availability(version="1")
+
+    def refuse(self, case: Case) -> str | None:
+        return None if case.precision == "fp32" else "planted in fp32"
+
+    def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
+        return {"wait_ms": (30, 50, 10), "broken": (False, True)}
+
+    def with_settings(self, settings: Mapping[str, Scalar]) -> Tunable:
+        return Tunable(settings)
+
+    def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> LocalSession:
+        if self._settings.get("broken"):
+            raise RuntimeError("the planted setting\nis broken")
+        wait_s = int(self._settings.get("wait_ms") or 30) / 1e3 + BUILD_S * int(self._settings.get("build") or 0)
+        return Waiting(network, wait_s, case.threads)
+
+
+class Waiting(LocalSession):
+    def __init__(self, network: LensNetwork, wait_s: float, threads: int) -> None:
+        self._network, self._wait_s, self._threads = network, wait_s, threads
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        time.sleep(self._wait_s)
+        with torch.no_grad():
+            outputs: torch.Tensor = self._network(images)
+        return outputs
+
+    def evidence(self) -> Mapping[str, Scalar]:
+        return {"precision": "fp32", "threads": self._threads}
+
+
+BACKEND = Tunable()
