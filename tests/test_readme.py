@@ -57,6 +57,8 @@ def epochs(preset: Preset) -> str:
             lambda preset: f"{preset.discards}, {preset.block_calls} or more, {preset.block_s} or more",
         ),
         ("seconds of timed calls", lambda preset: f"{preset.case_s:.0f}"),
+        ("processes that time a case", lambda preset: str(preset.processes)),
+        ("builds of each", lambda preset: str(preset.builds)),
         ("samples it collects", lambda preset: {0: "0", 64: "64 (a p90)", 662: "662 (a p99)"}[preset.samples]),
         ("share of blocks", lambda preset: str(preset.saturated_share)),
         ("timed calls from end to end", lambda preset: str(preset.end_to_end_calls)),
