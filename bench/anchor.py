@@ -1,8 +1,9 @@
-"""The anchor of a run: one small case that every group shares, so that what moves it moves the machine."""
+"""The anchors of a run: two small cases that every group shares, so that what moves them moves the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench.interleave import Member
@@ -11,56 +12,71 @@ from bench.process import Oversight, Worker, WorkerError
 from bench.records import Block, Case
 from bench.run_folder import RunFolder
 
-#: The same in every run: a small network with random weights, eager fp32, one image a call.
-ARCHITECTURE = "mobilenetv3_small"
+#: The same in every run: random weights, eager fp32, one image a call. The first is bound by the work of its many
+#: small layers; the weights of the second, 45 MB, do not stay in a cache that others use too.
+ARCHITECTURES = ("mobilenetv3_small", "resnet18")
 
 
-class Anchor:
-    """The anchor's worker, started when it is first asked for.
+class Anchors:
+    """The anchors' workers, started when they are first asked for.
 
     Args:
-        folder: Where its blocks are written.
+        folder: Where their blocks are written.
         make_job: Returns the job of a case's worker.
-        oversight: What the worker may take.
+        oversight: What a worker may take.
     """
 
     def __init__(self, folder: RunFolder, make_job: Callable[[Case], Job], oversight: Oversight) -> None:
         self._folder, self._make_job, self._oversight = folder, make_job, oversight
-        self._member: Member | None = None
+        self._members: list[Member] = []
+        self._since: list[int] = []
 
-    def find(self, case: Case) -> Member:
-        """Return the anchor, on the data and the device of *case*; with its `failure` where it cannot run."""
-        if self._member is None:
-            anchor = replace(
-                case,
-                architecture=ARCHITECTURE,
-                backend="eager",
-                precision="fp32",
-                batch_size=1,
-                variant="anchor",
-            )
-            job = replace(self._make_job(case), case=anchor, checkpoint=None, reference=None)
-            # What it took in an earlier attempt tells its quiet level in this one.
-            earlier = self._folder.blocks_of(f"anchor/{anchor.key}")
-            self._member = Member(case=anchor, worker=Worker(job, self._oversight), blocks=earlier)
-            try:
-                self._member.worker.ask("open", 1, anchor.threads, 0)
-            except WorkerError as error:
-                self._member.failure = str(error)
-        return self._member
+    def begin(self, case: Case) -> Sequence[Member]:
+        """Return the anchors for a group like *case*, on its data and device; one that cannot run has its `failure`."""
+        self._members = self._members or [self._start(case, name) for name in ARCHITECTURES]
+        self._since = [len(member.blocks) for member in self._members]
+        return self._members
+
+    def _start(self, case: Case, architecture: str) -> Member:
+        anchor = replace(
+            case, architecture=architecture, backend="eager", precision="fp32", batch_size=1, variant="anchor"
+        )
+        job = replace(self._make_job(case), case=anchor, checkpoint=None, reference=None, settings={})
+        # What it took in an earlier attempt tells its quiet level in this one.
+        earlier = self._folder.blocks_of(f"anchor/{anchor.key}")
+        member = Member(case=anchor, worker=Worker(job, self._oversight), blocks=earlier)
+        try:
+            member.worker.ask("open", 1, anchor.threads, 0)
+        except WorkerError as error:
+            member.failure = str(error)
+        return member
+
+    def times(self, blocks: Sequence[Block]) -> dict[str, float]:
+        """Return by anchor the median of its block medians in the rounds of *blocks* that count, of this group [s]."""
+        rounds = {block.round for block in blocks if block.accepted}
+        found = {
+            member.case.architecture: [
+                statistics.median(block.samples_s)
+                for block in member.blocks[since:]
+                if block.accepted and block.round in rounds
+            ]
+            for member, since in zip(self._members, self._since, strict=True)
+        }
+        return {name: statistics.median(medians) for name, medians in found.items() if medians}
 
     def keep_block(self, group: str) -> Callable[[Member, Block], None]:
-        """Return what writes each block of *group* as it is measured, the anchor's under a name of its own."""
+        """Return what writes each block of *group* as it is measured, an anchor's under a name of its own."""
 
         def keep(member: Member, block: Block) -> None:
-            key = f"anchor/{member.case.key}" if member is self._member else member.case.key
+            is_anchor = any(member is anchor for anchor in self._members)
+            key = f"anchor/{member.case.key}" if is_anchor else member.case.key
             self._folder.record_block(key, group, block)
 
         return keep
 
     def close(self) -> None:
-        """End its worker, and note why it failed if it did."""
-        if self._member:
-            self._member.worker.close()
-            if self._member.failure:
-                self._folder.note({"anchor_failure": self._member.failure})
+        """End the workers, and note why one failed if it did."""
+        for member in self._members:
+            member.worker.close()
+            if member.failure:
+                self._folder.note({"anchor_failure": f"{member.case.architecture}: {member.failure}"})

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bench.anchor import Anchor
+from bench.anchor import Anchors
 from bench.backends import known_backends
 from bench.crew import Crew, score_together
 from bench.energy import ask_energy
@@ -34,7 +34,7 @@ from bench.tune import NOTHING_FASTER, Tuner
 from lensing_models.progress import ProgressLine
 from lensing_models.registry import find_task
 
-#: Live workers beside the anchor. On a CPU a network has eleven (eager, TorchScript, inductor, AOTInductor and
+#: Live workers beside the anchors. On a CPU a network has eleven (eager, TorchScript, inductor, AOTInductor and
 #: OpenVINO in two precisions, ONNX Runtime in one), in two sets: each holds a network and a runtime in memory
 #: (EfficientNet-B5 while inductor compiles it for one image: 1.2 GB resident, what is shared included).
 MOST_WORKERS = 7
@@ -64,7 +64,9 @@ class Execution:
     ) -> None:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
         self._fingerprint, self._oversight = fingerprint, oversight
-        self._anchor = Anchor(folder, self._job, oversight)
+        self._anchors = Anchors(folder, self._job, oversight)
+        #: The records of cases that this pass measured.
+        self.measured: list[RunRecord] = []
         self._flop: dict[tuple[str, str], float | None] = {}
         self._preliminaries = Preliminaries(folder, self._job, oversight)
         self._tuner = Tuner(folder, self._job, fingerprint, oversight)
@@ -91,7 +93,7 @@ class Execution:
                 for pair in dict.fromkeys((case.task, case.network) for case in todo):
                     self._run_pair([case for case in todo if (case.task, case.network) == pair], scored)
             finally:
-                self._anchor.close()
+                self._anchors.close()
 
     def run_scenarios(
         self, cases: Sequence[PlannedCase], plan: Callable[[list[RunRecord]], list[PlannedScenario]]
@@ -178,7 +180,7 @@ class Execution:
                 finish(member)
         elif members:
             self._line.say(f"time {name}: {len(members)} cases in turns")
-            keep = self._anchor.keep_block
+            keep = self._anchors.keep_block
 
             def reopen(member: Member, process: int) -> Member:
                 crew = crews[member.case.worker_key]
@@ -187,7 +189,7 @@ class Execution:
 
             members = measure_passes(
                 members,
-                self._anchor.find(cases[0]),
+                self._anchors.begin(cases[0]),
                 self._sizes.limits,
                 self._sizes.processes,
                 reopen=reopen,
@@ -259,7 +261,9 @@ class Execution:
     def _record(self, member: Member, crew: Crew, findings: Findings) -> None:
         """Write the record of a member that was measured, or only checked."""
         case, evidence = member.case, findings.evidence
-        timing = member.timing(self._sizes.limits) if self._sizes.timed else None
+        timing = None
+        if self._sizes.timed:
+            timing = replace(member.timing(self._sizes.limits), anchor_s=self._anchors.times(member.blocks))
         record = replace(
             self._blank(case),
             status="ok",
@@ -282,6 +286,7 @@ class Execution:
             end_to_end=findings.end_to_end,
         )
         self._folder.record(record)
+        self.measured.append(record)
         self._line.advance(case.key)
 
     def _fail_all(self, cases: Sequence[Case], reason: str, parity: Parity | None = None) -> None:

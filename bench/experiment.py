@@ -99,7 +99,7 @@ def saturate_together(
             member.failure = member.worker.ask("saturate", compared_images(member.case))
         except WorkerError as error:
             member.failure = str(error)
-    measure_group([member for member in doubled if not member.failure], None, limits, on_block, on_done=ignore)
+    measure_group([member for member in doubled if not member.failure], [], limits, on_block, on_done=ignore)
     for member in doubled:
         known = findings[member.case.key]
         if not member.failure:

@@ -85,7 +85,7 @@ class Member:
 
 def measure_group(
     members: Sequence[Member],
-    anchor: Member | None,
+    anchors: Sequence[Member],
     limits: Limits,
     on_block: Callable[[Member, Block], None],
     on_done: Callable[[Member], None],
@@ -93,35 +93,35 @@ def measure_group(
 ) -> None:
     """Measure *members* in rounds of one block each, in random order, until each has enough.
 
-    The anchor, a case that all groups of a run share, takes part in every round: what moves it
-    moves the machine, so the blocks of a round in which it was slow do not count. Results are left
+    The anchors, cases that all groups of a run share, take part in every round: what moves one
+    moves the machine, so the blocks of a round in which one was slow do not count. Results are left
     in the members; one whose worker fails gets a `failure` and leaves the group.
 
     Args:
         members: Cases of one task and batch size, their sessions open.
-        anchor: The shared case; its blocks are counted apart from its timing limits.
+        anchors: The shared cases; *limits* are not theirs.
         limits: When a case has enough.
-        on_block: Told of each block as it is measured, before the anchor has judged it.
+        on_block: Told of each block as it is measured, before the anchors have judged it.
         on_done: Told of each member when it has enough or has failed, before the others go on.
         seed: Of the random order.
     """
     order = random.Random(seed)
-    everyone = [*members, *([anchor] if anchor and not anchor.failure else [])]
-    for member in everyone:
+    for member in [*members, *(anchor for anchor in anchors if not anchor.failure)]:
         _try(member, _warm_up)
     for member in members:
         if member.failure:
             on_done(member)
     active = [member for member in members if not member.failure]
-    since = len(anchor.blocks) if anchor else 0
+    since = [len(anchor.blocks) for anchor in anchors]
     for turn in itertools.count(max((member.first_round for member in members), default=1)):
         if not active:
             return
-        crowd = [*active, *([anchor] if anchor and not anchor.failure else [])]
+        crowd = [*active, *(anchor for anchor in anchors if not anchor.failure)]
         measure = functools.partial(_measure, turn=turn, on_block=on_block)
         for member in order.sample(crowd, len(crowd)):
             _try(member, measure)
-        slow = slow_rounds(anchor.blocks, since) if anchor else frozenset()
+        judged = [slow_rounds(anchor.blocks, first) for anchor, first in zip(anchors, since, strict=True)]
+        slow = frozenset().union(*judged)
         for member in active:
             member.blocks = review(member.blocks, slow)
             member.stop_reason = why_stop(member.timing(limits), limits)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench import cell
+from bench.level import SLOW_ROW, find_levels, slowness
 from bench.machine_facts import DeviceState, Energy, read_ceilings
 from bench.records import RunRecord
 from bench.statistic import counted_blocks
@@ -37,6 +38,23 @@ def ceiling_section(report: Report) -> list[str]:
     lines = [f"- This device: {line}."] if line else []
     lines += [f"- Not measured, {name}: {reason}" for name, reason in ceilings.failures.items()]
     return ["\n".join(["## Ceilings", "", *lines, *_fractions(list(report.rows.values())), CEILINGS])]
+
+
+def anchor_lines(report: Report) -> Iterator[str]:
+    """Yield how the anchors went from group to group, and how many rows met them slower than they can be."""
+    remembered = report.levels
+    for name, times in report.anchors.items():
+        drift = f"{1e3 * min(times.values()):.3g} to {1e3 * max(times.values()):.3g} ms"
+        earlier = f"; by earlier runs it can take {1e3 * remembered[name]:.3g} ms" if name in remembered else ""
+        yield f"- The anchor {name}, measured among every group, took {drift} from group to group{earlier}."
+    records = [row.record for row in report.rows.values()]
+    levels = find_levels(records, remembered)
+    if count := sum(slowness(record, levels) > SLOW_ROW for record in records):
+        who = "1 row is" if count == 1 else f"{count} rows are"
+        yield (
+            f"- {who} `contended` because an anchor was more than {SLOW_ROW - 1:.0%} slower in their rounds than it "
+            "can be: something took of memory or processor that no counter shows."
+        )
 
 
 def energy_lines(records: Sequence[RunRecord]) -> Iterator[str]:

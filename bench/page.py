@@ -224,17 +224,15 @@ def _measured(report: Report) -> str:
     lines += [
         f"- {backend}: its makers call it deprecated {since}." for backend, since in sorted(told, key=str) if since
     ]
-    if anchors := report.anchor.values():
-        drift = f"{1e3 * min(anchors):.3g} to {1e3 * max(anchors):.3g} ms"
-        lines.append(f"- The anchor, one case measured among every group, took {drift} from group to group.")
+    lines += machine.anchor_lines(report)
     if failure := report.fact("anchor_failure"):
-        lines.append(f"- **The anchor failed**, and judged no round after that: {_one_line(failure)}")
+        lines.append(f"- **An anchor failed**, and judged no round after that: {_one_line(failure)}")
     blocks = [block for record in records if record.timing for block in record.timing.blocks]
     if blocks:
         rejected = [block for block in blocks if not block.accepted]
         slow = sum(block.rejected_for == ANCHOR for block in rejected)
         share = f"{100 * len(rejected) / len(blocks):.1f} %"
-        cause = f": {len(rejected) - slow} for foreign load, {slow} because the anchor was slow" if rejected else ""
+        cause = f": {len(rejected) - slow} for foreign load, {slow} because an anchor was slow" if rejected else ""
         lines.append(f"- {len(rejected)} of {len(blocks)} blocks ({share}) were rejected{cause}.")
     lines += [*machine.device_lines(records), *machine.energy_lines(records)]
     return "\n".join(["## How this run went", *lines]) if lines else ""

@@ -15,7 +15,7 @@ SEVEREST = ("time_budget", "most_blocks", "target_ci")
 
 def measure_passes(
     members: Sequence[Member],
-    anchor: Member | None,
+    anchors: Sequence[Member],
     limits: Limits,
     processes: int,
     *,
@@ -30,7 +30,7 @@ def measure_passes(
 
     Args:
         members: Cases of one task and batch size, their sessions open.
-        anchor: The shared case; its process stays.
+        anchors: The shared cases; their processes stay.
         limits: When a case has enough, all its processes together.
         processes: How many each case gets; 1 or more.
         reopen: Returns the member of a case with a new process, the second being number 1, its session open, or with
@@ -58,7 +58,7 @@ def measure_passes(
         for member in failed:
             finish(member)
         measure_group(
-            [member for member in members if not member.failure], anchor, share, on_block, finish, seed=number
+            [member for member in members if not member.failure], anchors, share, on_block, finish, seed=number
         )
     return list(earlier.values())
 

@@ -70,7 +70,9 @@ def _without_unconverged(report: Report) -> tuple[Report, list[str]]:
     cut = dict.fromkeys(f"{row.case.network} on {row.case.task}" for row in records if row.converged is False)
     if not cut or not any(record.converged for record in records):
         return report, []
-    rows, frontiers = make_rows((record for record in records if record.converged is not False), report.margins)
+    rows, frontiers = make_rows(
+        (record for record in records if record.converged is not False), report.margins, report.levels
+    )
     return dataclasses.replace(report, rows=rows, frontiers=frontiers), list(cut)
 
 

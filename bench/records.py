@@ -124,6 +124,7 @@ class Timing:
         stop_reason: ``target_ci``, ``time_budget`` or ``most_blocks``.
         required_blocks: Accepted blocks that a valid row needs.
         blocks: Every measured block, rejected ones included.
+        anchor_s: Median time of each anchor in the rounds that count [s]; empty in older records.
     """
 
     experiment: str = "latency"
@@ -133,6 +134,7 @@ class Timing:
     stop_reason: str
     required_blocks: int
     blocks: tuple[Block, ...]
+    anchor_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from bench.picture import draw_picture
 from bench.records import READ_SCHEMAS, Environment, RunRecord
 from bench.run_folder import read_scenarios, read_tunings
 from bench.scenario_page import render_scenarios, write_scenarios
-from bench.table import Report, Row, by_batch_and_latency, group_by_place, make_rows
+from bench.table import Report, Row, by_batch_and_latency, group_by_place, make_rows, read_levels
 from bench.tune_page import tune_section
 from lensing_models.command_line import Parser, run_main
 
@@ -46,7 +46,7 @@ def build_report(run_folder: Path) -> Report:
     if not records:
         raise ValueError(f"no records in {path}: no case was finished; complete the run with --resume")
     about = _read_about(run_folder / "run.json")
-    rows, frontiers = make_rows(records, read_margins(about))
+    rows, frontiers = make_rows(records, read_margins(about), read_levels(about))
     return Report(
         folder=run_folder,
         about=about,

@@ -122,6 +122,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     # Imported late: listing the plan needs none of it.
     from bench.environment import describe_environment
     from bench.execute import Execution
+    from bench.level import LEVELS, recall, remember
     from bench.measure import utc_now
     from bench.process import Oversight, default_memory_limit
     from bench.provision import CACHE, pair_key, provide
@@ -152,6 +153,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
         else:
             folder.note({"run": out.name, "command": command, "preset": preset.name, "started_at": utc_now()})
             folder.note({"options": kept_options(options)})
+            folder.note({"anchor_levels_s": recall(CACHE / LEVELS, environment)})
         folder.note({"stage_s": oversight.stage_s, "memory_bytes": oversight.memory_bytes})
         print(f"run folder: {out}", file=sys.stderr)
         runnable = {(planned.case.task, planned.case.network) for planned in sweep.cases if not planned.skip_reason}
@@ -180,7 +182,8 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             execution.run_scenarios(
                 sweep.cases, lambda records: plan_scenarios(records, sweep.scenarios, effort, p99_s)
             )
-        folder.note({"finished_at": utc_now(), "anchor": anchor_medians(out)})
+        folder.note({"finished_at": utc_now(), "anchors": anchor_medians(out)})
+        remember(CACHE / LEVELS, environment, execution.measured, utc_now())
         with timetable.spend("report"):
             write_report(out)
         spent_s = add_up(folder.breakdown_s() if options.resume else {}, timetable.spent_s())

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from bench.json_lines import append_line, from_json, read_lines, to_json
 from bench.knob import Tuning
-from bench.records import Block, Environment, RunRecord, Scalar, ScenarioRecord
+from bench.records import Block, Environment, RunRecord, ScenarioRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,16 +173,21 @@ def read_tunings(path: Path) -> dict[str, Tuning]:
     return {tuning.case: tuning for tuning in read_lines(lines, Tuning)} if lines.exists() else {}
 
 
-def anchor_medians(path: Path) -> Mapping[str, Scalar]:
-    """Return the median time of the anchor in each group [s], from ``blocks.jsonl`` in *path*.
+def anchor_medians(path: Path) -> dict[str, dict[str, float]]:
+    """Return by network of the anchor its median time in each group [s], from ``blocks.jsonl`` in *path*.
 
     Empty where nothing was timed.
     """
     import statistics
 
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, dict[str, list[float]]] = {}
     lines = path / "blocks.jsonl"
     for row in read_lines(lines, BlockRow) if lines.exists() else ():
         if row.case.startswith("anchor/") and row.block.accepted:
-            groups.setdefault(row.group, []).append(statistics.median(row.block.samples_s))
-    return {group: statistics.median(medians) for group, medians in groups.items()}
+            architecture = row.case.split("/")[2]
+            medians = groups.setdefault(architecture, {}).setdefault(row.group, [])
+            medians.append(statistics.median(row.block.samples_s))
+    return {
+        architecture: {group: statistics.median(medians) for group, medians in found.items()}
+        for architecture, found in groups.items()
+    }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.level import review_rows
 from bench.margin import DriftVerdict, judge_drift, read_margins
 from bench.metrics import COST_METRICS, known_cost_metrics
 from bench.pareto import Directed, Point, frontier
@@ -119,30 +120,49 @@ class Report:
         return read_margins(self.about)
 
     @property
-    def anchor(self) -> dict[str, float]:
-        """Return the median time of the anchor case by group [s]; empty where none was measured."""
-        times = self.about.get("anchor")
-        if not isinstance(times, Mapping):
-            return {}
-        return {str(group): float(time) for group, time in times.items() if isinstance(time, int | float)}
+    def anchors(self) -> dict[str, dict[str, float]]:
+        """Return by network of the anchor its median time in each group [s]; empty where none was measured."""
+        known = self.about.get("anchors")
+        if not isinstance(known, Mapping):
+            # Runs of before had one.
+            known = {"mobilenetv3_small": self.about["anchor"]} if self.about.get("anchor") else {}
+        return {str(name): _numbers(times) for name, times in known.items()}
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Return by anchor how fast it can be by the runs before this one [s]."""
+        return read_levels(self.about)
 
     @property
     def breakdown_s(self) -> dict[str, float]:
         """Return the wall time of the run by part [s]; empty where it was not recorded."""
-        spent_s = self.about.get("breakdown_s")
-        if not isinstance(spent_s, Mapping):
-            return {}
-        return {str(part): float(time_s) for part, time_s in spent_s.items() if isinstance(time_s, int | float)}
+        return _numbers(self.about.get("breakdown_s"))
+
+
+def _numbers(known: object) -> dict[str, float]:
+    """Return the numbers of a mapping of ``run.json`` by name; empty where it is none."""
+    items = known.items() if isinstance(known, Mapping) else ()
+    return {str(name): float(value) for name, value in items if isinstance(value, int | float)}
+
+
+def read_levels(about: Mapping[str, object]) -> dict[str, float]:
+    """Return by anchor how fast it can be by the runs before the one that *about* describes [s]."""
+    return _numbers(about.get("anchor_levels_s"))
 
 
 def make_rows(
-    records: Iterable[RunRecord], margins: Mapping[str, float]
+    records: Iterable[RunRecord], margins: Mapping[str, float], levels: Mapping[str, float]
 ) -> tuple[dict[str, Row], tuple[Frontier, ...]]:
-    """Return the rows by case key, in the order given, judged at *margins*, and the frontiers they make.
+    """Return the rows by case key, in the order given, and the frontiers they make.
 
     A case that comes twice keeps its first place and its last record.
+
+    Args:
+        records: Of one run.
+        margins: By which drift is judged.
+        levels: How fast the anchors can be by earlier runs [s]; rows that met them slower are contended.
     """
-    latest = {record.case.key: record for record in records}
+    latest = {record.case.key: record for record in review_rows(records, levels)}
     rows = {
         key: Row(record=record, cost=_costs(record), drift_verdict=judge_drift(record.drift, margins))
         for key, record in latest.items()

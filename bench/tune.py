@@ -143,7 +143,7 @@ def race(holder: Worker, challenger: Worker, settings: Settings) -> Try:
     def ignore(member: Member, block: Block | None = None) -> None:
         """Keep nothing: what is reported is measured later."""
 
-    measure_group(pair, None, LIMITS, on_block=ignore, on_done=ignore)
+    measure_group(pair, [], LIMITS, on_block=ignore, on_done=ignore)
     for member in pair:
         if member.failure:
             raise WorkerError(member.failure)

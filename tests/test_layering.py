@@ -31,6 +31,7 @@ TELLING = (
     "bench.drift",
     "bench.drift_page",
     "bench.knob",
+    "bench.level",
     "bench.tune_page",
 )
 BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export", "bench.quantize"}

@@ -159,7 +159,7 @@ def members(log: list[str], *names: str, dies_at: int = 10**9) -> list[Member]:
 def test_cases_take_turns_round_by_round() -> None:
     log: list[str] = []
 
-    measure_group(members(log, "a", "b", "c"), None, LIMITS, lambda member, block: None, lambda member: None)
+    measure_group(members(log, "a", "b", "c"), [], LIMITS, lambda member, block: None, lambda member: None)
 
     rounds = [log[start : start + 3] for start in range(0, len(log), 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
@@ -170,7 +170,7 @@ def test_the_anchor_is_in_every_round_and_has_no_limit() -> None:
     log: list[str] = []
     case, anchor = members(log, "case", "anchor")
 
-    measure_group([case], anchor, LIMITS, lambda member, block: None, lambda member: None)
+    measure_group([case], [anchor], LIMITS, lambda member, block: None, lambda member: None)
 
     assert log.count("anchor") == log.count("case") == len(anchor.blocks)
     assert anchor.stop_reason == ""
@@ -180,7 +180,7 @@ def test_a_worker_that_dies_leaves_the_others_measuring() -> None:
     log: list[str] = []
     healthy, dying = members(log, "healthy", "dying", dies_at=3)
 
-    measure_group([healthy, dying], None, LIMITS, lambda member, block: None, lambda member: None)
+    measure_group([healthy, dying], [], LIMITS, lambda member, block: None, lambda member: None)
 
     assert "SIGSEGV" in dying.failure
     assert len(dying.blocks) == 2
@@ -193,7 +193,7 @@ def test_each_case_is_done_once_failed_ones_too() -> None:
 
     measure_group(
         members([], "healthy", "dying", dies_at=3),
-        None,
+        [],
         LIMITS,
         lambda member, block: None,
         lambda member: done.append(member.case.backend),
@@ -207,7 +207,7 @@ def test_every_block_is_told_of_as_it_is_measured() -> None:
     group = members([], "a", "b")
 
     measure_group(
-        group, None, LIMITS, lambda member, block: told.append((member.case.backend, block)), lambda member: None
+        group, [], LIMITS, lambda member, block: told.append((member.case.backend, block)), lambda member: None
     )
 
     assert [block for name, block in told if name == "a"] == group[0].blocks
@@ -217,7 +217,7 @@ def test_under_foreign_load_no_block_counts_and_none_is_lost(monkeypatch: pytest
     monkeypatch.setattr("bench.interleave.LoadMeter", Busy)
     (member,) = members([], "a")
 
-    measure_group([member], None, LIMITS, lambda member, block: None, lambda member: None)
+    measure_group([member], [], LIMITS, lambda member, block: None, lambda member: None)
 
     assert not any(block.accepted for block in member.blocks)
     assert len(member.blocks) == 2 * LIMITS.most_blocks
@@ -231,7 +231,7 @@ def test_the_state_of_a_gpu_is_read_around_each_block_and_outside_it() -> None:
     ends = [Reading(total_energy_mj=1000, slowdowns=()), Reading(total_energy_mj=4000, slowdowns=("power cap",))]
     member.worker.readings = ends * LIMITS.most_blocks  # type: ignore[attr-defined]  # a Script
 
-    measure_group([member], None, LIMITS, lambda member, block: None, lambda member: None)
+    measure_group([member], [], LIMITS, lambda member, block: None, lambda member: None)
 
     assert log[:6] == ["state", "a", "state"] * 2
     states = [block.device for block in member.blocks]
@@ -242,7 +242,7 @@ def test_a_block_on_a_cpu_asks_for_no_gpu() -> None:
     log: list[str] = []
     (member,) = members(log, "a")
 
-    measure_group([member], None, LIMITS, lambda member, block: None, lambda member: None)
+    measure_group([member], [], LIMITS, lambda member, block: None, lambda member: None)
 
     assert "state" not in log
     assert all(block.device is None for block in member.blocks)
@@ -279,7 +279,7 @@ def measure_in(slowness: Callable[[int], float], limits: Limits = LIMITS, groups
     for _ in range(groups):
         worker = Weather(0.1, slowness, asked=anchor.worker.asked)  # type: ignore[attr-defined]
         measured.append(Member(case=make_case(), worker=worker))  # type: ignore[arg-type]  # its two methods
-        measure_group(measured[-1:], anchor, limits, lambda member, block: None, lambda member: None)
+        measure_group(measured[-1:], [anchor], limits, lambda member, block: None, lambda member: None)
     return measured
 
 
@@ -288,7 +288,7 @@ def test_an_anchor_that_never_stood_keeps_its_reason_and_takes_no_turn() -> None
     case, anchor = members(log, "case", "anchor")
     anchor.failure = "its session could not be built"
 
-    measure_group([case], anchor, LIMITS, lambda member, block: None, lambda member: None)
+    measure_group([case], [anchor], LIMITS, lambda member, block: None, lambda member: None)
 
     assert anchor.failure == "its session could not be built"
     assert "anchor" not in log
@@ -332,6 +332,21 @@ def test_a_machine_that_stays_slow_is_accepted_in_the_end() -> None:
 
     assert judge(last.timing(patient), {}, "fp32") == "valid"
     assert all(block.accepted for block in last.blocks)
+
+
+def test_each_anchor_judges_by_itself() -> None:
+    steady, moved = (
+        Member(case=make_case(variant="anchor"), worker=worker)
+        for worker in (  # type: ignore[arg-type]
+            Weather(0.01, lambda turn: 1.0),
+            Weather(0.02, lambda turn: 1.4 if turn in (3, 9) else 1.0),
+        )
+    )
+    case = Member(case=make_case(), worker=Weather(0.1, lambda turn: 1.0))  # type: ignore[arg-type]  # its two methods
+
+    measure_group([case], [steady, moved], LIMITS, lambda member, block: None, lambda member: None)
+
+    assert {block.round for block in case.blocks if block.rejected_for == ANCHOR} == {3, 9}
 
 
 def test_foreign_load_is_a_cause_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def measure(
     blocks: list[Block] = []
     measured = measure_passes(
         [members[0] for members in cases],
-        anchor,
+        [anchor] if anchor else [],
         limits,
         len(cases[0]),
         reopen=lambda member, process: waiting[member.case.key].pop(0),

@@ -229,7 +229,7 @@ def test_page_labels_unconverged_networks(tmp_path: Path) -> None:
 def test_page_counts_rejected_blocks(tmp_path: Path) -> None:
     text = page(tmp_path, make_record(make_case(), timing=make_timing([[0.01]] * 8, rejected=[0, 1])))
 
-    assert "- 2 of 8 blocks (25.0 %) were rejected: 2 for foreign load, 0 because the anchor was slow" in text
+    assert "- 2 of 8 blocks (25.0 %) were rejected: 2 for foreign load, 0 because an anchor was slow" in text
 
 
 def test_page_names_the_images_behind_the_quality(tmp_path: Path) -> None:
@@ -244,11 +244,17 @@ def test_page_says_that_a_frontier_is_provisional(tmp_path: Path) -> None:
 
 def test_page_tells_how_far_the_anchor_drifted(tmp_path: Path) -> None:
     run = write_run(tmp_path, [ok("eager", 0.01, 0.98)])
-    (run / "run.json").write_text(json.dumps({"anchor": {"one": 0.008, "two": 0.009}}), encoding="utf-8")
+    (run / "run.json").write_text(
+        json.dumps({"anchors": {"resnet18": {"one": 0.008, "two": 0.009}}, "anchor_levels_s": {"resnet18": 0.0075}}),
+        encoding="utf-8",
+    )
 
     write_report(run)
 
-    assert "took 8 to 9 ms from group to group" in (run / "report.md").read_text(encoding="utf-8")
+    told = (
+        "- The anchor resnet18, measured among every group, took 8 to 9 ms from group to group; by earlier runs it can"
+    )
+    assert f"{told} take 7.5 ms." in (run / "report.md").read_text(encoding="utf-8")
 
 
 def test_page_and_terminal_begin_and_end_with_the_warning_that_no_row_is_valid(tmp_path: Path) -> None:
@@ -297,7 +303,7 @@ def test_page_says_that_the_anchor_failed(tmp_path: Path) -> None:
 
     write_report(run)
 
-    assert "- **The anchor failed**, and judged no round after that: hung" in (run / "report.md").read_text("utf-8")
+    assert "- **An anchor failed**, and judged no round after that: hung" in (run / "report.md").read_text("utf-8")
 
 
 def test_page_names_the_cause_of_each_rejection(tmp_path: Path) -> None:
@@ -308,7 +314,7 @@ def test_page_names_the_cause_of_each_rejection(tmp_path: Path) -> None:
         tmp_path, make_record(make_case(), timing=dataclasses.replace(timing, blocks=(slow, *timing.blocks[1:])))
     )
 
-    assert "3 of 8 blocks (37.5 %) were rejected: 2 for foreign load, 1 because the anchor was slow." in text
+    assert "3 of 8 blocks (37.5 %) were rejected: 2 for foreign load, 1 because an anchor was slow." in text
 
 
 def test_run_without_facts_is_told_all_the_same(tmp_path: Path) -> None:

@@ -102,10 +102,10 @@ def test_the_anchor_is_summed_up_by_group(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", resume=False) as folder:
         for group, sample, accepted in (("a", 1.0, True), ("a", 3.0, True), ("a", 99.0, False), ("b", 5.0, True)):
             block = Block(samples_s=(sample,), foreign_load=0.0, accepted=accepted, round=1)
-            folder.record_block("anchor/case", group, block)
+            folder.record_block(f"anchor/{make_case(architecture='resnet18').key}", group, block)
             folder.record_block("case", group, block)
 
-    assert anchor_medians(tmp_path / "run") == {"a": 2.0, "b": 5.0}
+    assert anchor_medians(tmp_path / "run") == {"resnet18": {"a": 2.0, "b": 5.0}}
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

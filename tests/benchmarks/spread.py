@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.json_lines import read_lines
 from bench.records import RunRecord
+from bench.report import build_report
 from bench.statistic import latency_p50
 from lensing_models.command_line import Parser, run_main
 
@@ -42,7 +42,7 @@ def run_once(options: Sequence[str], out: Path) -> list[RunRecord]:
     """Return the measured records of one run into *out*."""
     command = [sys.executable, "-m", "bench.run", "--out", str(out), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return [record for record in read_lines(out / "records.jsonl", RunRecord) if record.timing]
+    return [row.record for row in build_report(out).rows.values() if row.record.timing]
 
 
 def report(runs: Sequence[Sequence[RunRecord]]) -> float:
