@@ -17,22 +17,19 @@ from bench.interleave import Member
 from bench.job import Job
 from bench.knob import TUNED, Settings
 from bench.largest import find_largest_batch, open_alone
-from bench.machine_facts import read_ceilings
-from bench.measure import utc_now
 from bench.passes import measure_passes
 from bench.plan import PlannedCase, split_sets
 from bench.preliminary import Preliminaries
 from bench.process import Oversight, WorkerError
 from bench.provision import Provision
+from bench.recorder import Recorder
 from bench.records import BUILD, Case, Parity, RunRecord
 from bench.run_folder import RunFolder
 from bench.scenario import PlannedScenario
 from bench.scenario_pass import ScenarioPass
 from bench.sizes import Sizes
-from bench.statistic import judge
 from bench.tune import NOTHING_FASTER, Tuner
 from lensing_models.progress import ProgressLine
-from lensing_models.registry import find_task
 
 #: Live workers beside the anchors. On a CPU a network has eleven (eager, TorchScript, inductor, AOTInductor and
 #: OpenVINO in two precisions, ONNX Runtime in one), in two sets: each holds a network and a runtime in memory
@@ -65,8 +62,7 @@ class Execution:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
         self._fingerprint, self._oversight = fingerprint, oversight
         self._anchors = Anchors(folder, self._job, oversight)
-        #: The records of cases that this pass measured.
-        self.measured: list[RunRecord] = []
+        self.recorder = Recorder(folder, provision, fingerprint)
         self._flop: dict[tuple[str, str], float | None] = {}
         self._preliminaries = Preliminaries(folder, self._job, oversight)
         self._tuner = Tuner(folder, self._job, fingerprint, oversight)
@@ -81,7 +77,7 @@ class Execution:
         pending = [planned for planned in cases if planned.case.key not in finished]
         for planned in pending:
             if planned.skip_reason:
-                self._folder.record(replace(self._blank(planned.case), status="skipped", reason=planned.skip_reason))
+                self.recorder.skip(planned.case, planned.skip_reason)
         todo = [planned.case for planned in pending if not planned.skip_reason]
         scored = {record.case.worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
@@ -114,7 +110,7 @@ class Execution:
             or record.reason.startswith(NOTHING_FASTER)
         }
         for key, record in stands.items():
-            now = self._blank(record.case) if key in reasons and record.status == "ok" else record
+            now = self.recorder.blank(record.case) if key in reasons and record.status == "ok" else record
             if (now.checkpoint_sha256, now.dataset_digest) != (record.checkpoint_sha256, record.dataset_digest):
                 raise ValueError(f"{key} was measured with other weights or data; choose another --out")
         return stands
@@ -227,7 +223,7 @@ class Execution:
         if settings:
             return settings
         reason = self._tuner.why_skipped(case)
-        self._folder.record(replace(self._blank(case), status="skipped", reason=reason))
+        self.recorder.skip(case, reason)
         self._line.advance(f"{case.key}: {reason}")
         return None
 
@@ -260,33 +256,11 @@ class Execution:
 
     def _record(self, member: Member, crew: Crew, findings: Findings) -> None:
         """Write the record of a member that was measured, or only checked."""
-        case, evidence = member.case, findings.evidence
-        timing = None
+        case, timing = member.case, None
         if self._sizes.timed:
             timing = replace(member.timing(self._sizes.limits), anchor_s=self._anchors.times(member.blocks))
-        record = replace(
-            self._blank(case),
-            status="ok",
-            reason="; ".join([*([str(evidence["fallback"])] if evidence.get("fallback") else []), *findings.remarks]),
-            validity=judge(timing, evidence, case.precision) if timing else "",
-            measurement=replace(
-                crew.measurement(evidence, findings.input_digest, findings.largest),
-                energy=findings.energy,
-                flop_per_image=self._flop.get((case.task, case.network)),
-                builds=self._builds(case),
-                roof_flop_s=read_ceilings(self._folder.facts()).matmul_flop_s.get(case.precision),
-            ),
-            parity=crew.worst_parity,
-            quality=crew.quality,
-            quality_images=crew.quality_images,
-            quality_intervals=crew.quality_intervals,
-            drift=crew.drift,
-            timing=timing,
-            throughput_timing=findings.throughput_timing,
-            end_to_end=findings.end_to_end,
-        )
-        self._folder.record(record)
-        self.measured.append(record)
+        flop = self._flop.get((case.task, case.network))
+        self.recorder.complete(case, crew, findings, timing=timing, flop_per_image=flop, builds=self._builds(case))
         self._line.advance(case.key)
 
     def _fail_all(self, cases: Sequence[Case], reason: str, parity: Parity | None = None) -> None:
@@ -294,26 +268,8 @@ class Execution:
             self._fail(case, reason, parity)
 
     def _fail(self, case: Case, reason: str, parity: Parity | None = None) -> None:
-        one_line = " ".join(reason.split())
-        self._folder.record(replace(self._blank(case), status="failed", reason=one_line, parity=parity))
-        self._line.advance(f"{case.key} failed: {one_line[:120]}")
-
-    def _blank(self, case: Case) -> RunRecord:
-        """Return the record of *case* with all that is known before it runs."""
-        found = self._provision.checkpoints.get((case.task, case.network))
-        store = self._provision.stores.get(case.task)
-        return RunRecord(
-            run=self._folder.path.name,
-            recorded_at=utc_now(),
-            case=case,
-            status="skipped",
-            checkpoint_sha256=found[1].sha256 if found else "",
-            dataset_digest=store.recipe_digest if store else "",
-            converged=found[1].converged if found else None,
-            backend_version=known_backends()[case.backend].probe(case.device).version,
-            primary_metric=find_task(case.task).primary_metric,
-            environment=self._fingerprint,
-        )
+        self.recorder.fail(case, reason, parity)
+        self._line.advance(f"{case.key} failed: {' '.join(reason.split())[:120]}")
 
     def _job(self, case: Case) -> Job:
         reference = self._folder.outputs_file(f"{case.task}/{case.network}/reference")

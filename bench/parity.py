@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +88,27 @@ def compare(outputs: Outputs, reference: Outputs, precision: str) -> Parity:
     return Parity(
         images=len(reference), error=error, tolerance=tolerance, passed=tolerance is None or error <= tolerance
     )
+
+
+def hold_against(reference: Path | None, outputs: Outputs, precision: str) -> tuple[Parity | None, str]:
+    """Return the parity of the first test images' *outputs* with the file *reference*, and why it is not passed.
+
+    None and nothing where there is no reference.
+    """
+    if reference is None:
+        return None, ""
+    known = np.load(reference)[: len(outputs)]
+    compared = outputs[: len(known)]
+    parity = compare(compared, known, precision)
+    return parity, "" if parity.passed else explain_failure(compared, parity)
+
+
+def contradict(scored: Path, outputs: Outputs, reference: Path | None) -> str:
+    """Return how *outputs* contradict those of the session that was scored, in the file *scored*; empty without one."""
+    if reference is None or not scored.exists():
+        return ""
+    known = np.load(reference)[: len(outputs)]
+    return explain_disagreement(outputs[: len(known)], np.load(scored)[: len(known)], known)
 
 
 def worse_of(first: Parity | None, second: Parity | None) -> Parity | None:

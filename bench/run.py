@@ -183,7 +183,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
                 sweep.cases, lambda records: plan_scenarios(records, sweep.scenarios, effort, p99_s)
             )
         folder.note({"finished_at": utc_now(), "anchors": anchor_medians(out)})
-        remember(CACHE / LEVELS, environment, execution.measured, utc_now())
+        remember(CACHE / LEVELS, environment, execution.recorder.measured, utc_now())
         with timetable.spend("report"):
             write_report(out)
         spent_s = add_up(folder.breakdown_s() if options.resume else {}, timetable.spent_s())

@@ -149,7 +149,7 @@ def control_job(job: Job, name: str) -> Job:
     """Return *job* for control *name*, with random weights."""
     case = replace(job.case, backend=CONTROL.name, precision="fp32", batch_size=1, variant=name)
     outputs = job.workdir / "selftest-outputs.npy"  # never written: a control is not scored
-    return replace(job, case=case, checkpoint=None, reference=None, outputs=outputs, plan=BLOCK)
+    return replace(job, case=case, checkpoint=None, reference=None, outputs=outputs, plan=BLOCK, settings={})
 
 
 def to_facts(test: SelfTest) -> dict[str, object]:

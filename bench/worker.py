@@ -241,29 +241,14 @@ class Bench:
         return self._session, elapsed()
 
     def _hold_against_reference(self, outputs: Outputs) -> tuple[Parity | None, str]:
-        """Return the parity of the first test images' *outputs*; None where there is no reference."""
-        import numpy as np
+        from bench.parity import hold_against
 
-        from bench.parity import compare, explain_failure
-
-        if self._job.reference is None:
-            return None, ""
-        reference = np.load(self._job.reference)[: len(outputs)]
-        compared = outputs[: len(reference)]
-        parity = compare(compared, reference, self._case.precision)
-        return parity, "" if parity.passed else explain_failure(compared, parity)
+        return hold_against(self._job.reference, outputs, self._case.precision)
 
     def _disagreement(self, outputs: Outputs) -> str:
-        """Return how *outputs* contradict the scored session of this worker, if there was one."""
-        import numpy as np
+        from bench.parity import contradict
 
-        from bench.parity import explain_disagreement
-
-        if self._job.reference is None or not self._job.outputs.exists():
-            return ""
-        reference = np.load(self._job.reference)[: len(outputs)]
-        scored = np.load(self._job.outputs)[: len(reference)]
-        return explain_disagreement(outputs[: len(reference)], scored, reference)
+        return contradict(self._job.outputs, outputs, self._job.reference)
 
     def _inputs(self) -> list[torch.Tensor]:
         """Return the rotated buffers: consecutive test images, wrapped round where they run out."""
