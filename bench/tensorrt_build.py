@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 if TYPE_CHECKING:
     import tensorrt as trt
 
@@ -85,14 +87,18 @@ def find_or_build(onnx_file: Path, arguments: BuildArguments, host: EngineHost, 
     """
     key = engine_key(hashlib.sha256(onnx_file.read_bytes()).hexdigest(), arguments, host)
     path = workdir / f"{key}.plan"
-    plan, level = read_plan(path), arguments.optimization_level
-    if plan is not None:
-        return Engine(key=key, plan=plan, reused=True, optimization_level=level)
-    timings = timing_file(arguments, host, workdir)
-    plan, timed = build_plan(onnx_file, arguments, read_plan(timings) or b"")
-    write_plan(path, plan)
-    write_plan(timings, timed)
-    return Engine(key=key, plan=plan, reused=False, optimization_level=level)
+    level = arguments.optimization_level
+    workdir.mkdir(parents=True, exist_ok=True)
+    # One builder at a time: two on a GPU would disturb each other's times of the kernels.
+    with FileLock(workdir / "tensorrt.lock"):
+        plan = read_plan(path)
+        if plan is not None:
+            return Engine(key=key, plan=plan, reused=True, optimization_level=level)
+        timings = timing_file(arguments, host, workdir)
+        plan, timed = build_plan(onnx_file, arguments, read_plan(timings) or b"")
+        write_plan(path, plan)
+        write_plan(timings, timed)
+        return Engine(key=key, plan=plan, reused=False, optimization_level=level)
 
 
 def timing_file(arguments: BuildArguments, host: EngineHost, workdir: Path) -> Path:

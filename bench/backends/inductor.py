@@ -36,6 +36,9 @@ class InductorBackend:
         "cuda": ("fp32", "fp16", "tf32", "bf16"),
     }
 
+    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
+        self._settings = dict(settings or {})
+
     def probe(self, device: str) -> Availability:
         """Return the version of torch; its compiler needs one for C++, and on CUDA triton."""
         return probe_compiler(device, has_bindings=True)
@@ -43,6 +46,14 @@ class InductorBackend:
     def refuse(self, case: Case) -> str | None:
         """Return why the precision is not to be had on the device, or None."""
         return refuse_by_table(self, case)
+
+    def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
+        """Return on CUDA whether kernels are chosen by timing them, which takes minutes more."""
+        return {"max_autotune": (False, True)} if case.device == "cuda" else {}
+
+    def with_settings(self, settings: Mapping[str, Scalar]) -> InductorBackend:
+        """Return the backend that prepares with *settings*."""
+        return InductorBackend(settings)
 
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> InductorSession:
         """Compile *network* by a first call; inductor's cache has the kernels that were compiled before.
@@ -60,7 +71,8 @@ class InductorBackend:
         before = Tally.now()
         # Not as options of torch.compile: what traces the network would not see them, and freeze nothing.
         # Freezing wants what `infer` does too: no gradients.
-        with torch.inference_mode(), torch._inductor.config.patch(compile_settings()):
+        chosen = {"max_autotune": bool(self._settings.get("max_autotune", False))}
+        with torch.inference_mode(), torch._inductor.config.patch({**compile_settings(), **chosen}):
             compiled(example)
         return InductorSession(compiled, case, slots, before)
 

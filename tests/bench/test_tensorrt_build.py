@@ -1,11 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from bench.tensorrt_build import BuildArguments, EngineHost, engine_key, failure, read_plan, timing_file, write_plan
+from bench.tensorrt_build import (
+    BuildArguments,
+    EngineHost,
+    engine_key,
+    failure,
+    find_or_build,
+    read_plan,
+    timing_file,
+    write_plan,
+)
 
 ARGUMENTS = BuildArguments(batch_size=32, tf32=False)
 HOST = EngineHost(tensorrt="11.4.0.106", gpu="NVIDIA H100", compute_capability=(9, 0), driver="580.65.06")
@@ -72,3 +82,75 @@ def test_failure_quotes_the_last_messages_of_tensorrt() -> None:
     error = failure("build an engine", ["first", "second", "third", "fourth"])
 
     assert str(error) == "TensorRT could not build an engine: second; third; fourth"
+
+
+@dataclass
+class Builder:
+    """Stands for TensorRT's: no two of its plans are alike, and it knows one kernel more after each."""
+
+    given: list[bytes] = field(default_factory=list)
+
+    def build(self, onnx_file: Path, arguments: BuildArguments, timings: bytes = b"") -> tuple[bytes, bytes]:
+        self.given.append(timings)
+        return f"plan {len(self.given)}".encode(), timings + b"k"
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
+    stand_in = Builder()
+    monkeypatch.setattr("bench.tensorrt_build.build_plan", stand_in.build)
+    return stand_in
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    (tmp_path / "graph.onnx").write_bytes(b"graph")
+    return tmp_path / "graph.onnx"
+
+
+def test_an_engine_is_built_once_and_a_damaged_one_again(builder: Builder, graph: Path, tmp_path: Path) -> None:
+    first, second = (find_or_build(graph, ARGUMENTS, HOST, tmp_path) for _ in range(2))
+    (tmp_path / f"{first.key}.plan").write_bytes(b"pl")
+    third = find_or_build(graph, ARGUMENTS, HOST, tmp_path)
+
+    assert [engine.plan for engine in (first, second, third)] == [b"plan 1", b"plan 1", b"plan 2"]
+    assert [engine.reused for engine in (first, second, third)] == [False, True, False]
+
+
+def test_another_graph_is_built_with_the_times_that_the_first_has_left(
+    builder: Builder, graph: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"another graph")
+
+    find_or_build(graph, ARGUMENTS, HOST, tmp_path)
+    find_or_build(other, ARGUMENTS, HOST, tmp_path)
+
+    assert builder.given == [b"", b"k"]
+
+
+def test_another_build_of_a_graph_is_another_engine_made_without_those_times(
+    builder: Builder, graph: Path, tmp_path: Path
+) -> None:
+    first = find_or_build(graph, ARGUMENTS, HOST, tmp_path)
+    second = find_or_build(graph, replace(ARGUMENTS, build=1), HOST, tmp_path)
+
+    assert (first.plan, second.plan) == (b"plan 1", b"plan 2")
+    assert builder.given == [b"", b""]
+
+
+def test_damaged_times_are_forgotten(builder: Builder, graph: Path, tmp_path: Path) -> None:
+    find_or_build(graph, ARGUMENTS, HOST, tmp_path)
+    timing_file(ARGUMENTS, HOST, tmp_path).write_bytes(b"torn")
+
+    find_or_build(graph, replace(ARGUMENTS, batch_size=1), HOST, tmp_path)
+
+    assert builder.given == [b"", b""]
+
+
+def test_two_at_once_build_one_engine(builder: Builder, graph: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        engines = list(pool.map(lambda _: find_or_build(graph, ARGUMENTS, HOST, tmp_path), range(4)))
+
+    assert {engine.plan for engine in engines} == {b"plan 1"}
+    assert len(builder.given) == 1
