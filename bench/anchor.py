@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench.interleave import Member
 from bench.job import Job
+from bench.level import AnchorTime, estimate
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import Block, Case
 from bench.run_folder import RunFolder
 
-#: The same in every run: random weights, eager fp32, one image a call. The first is bound by the work of its many
-#: small layers; the weights of the second, 45 MB, do not stay in a cache that others use too.
+#: The same in every run: noise for images, random weights, eager fp32, one image a call. The first is bound by the
+#: work of its many small layers; the weights of the second, 45 MB, do not stay in a cache that others use too.
 ARCHITECTURES = ("mobilenetv3_small", "resnet18")
+TASK = "substructure"
 
 
 class Anchors:
@@ -32,16 +33,24 @@ class Anchors:
         self._since: list[int] = []
 
     def begin(self, case: Case) -> Sequence[Member]:
-        """Return the anchors for a group like *case*, on its data and device; one that cannot run has its `failure`."""
+        """Return the anchors on the device of *case*, with its threads; one that cannot run has its `failure`."""
         self._members = self._members or [self._start(case, name) for name in ARCHITECTURES]
         self._since = [len(member.blocks) for member in self._members]
         return self._members
 
     def _start(self, case: Case, architecture: str) -> Member:
-        anchor = replace(
-            case, architecture=architecture, backend="eager", precision="fp32", batch_size=1, variant="anchor"
+        # The same images too, whatever the run is about: a galaxy costs more than a lens.
+        anchor = Case(
+            task=TASK,
+            architecture=architecture,
+            backend="eager",
+            precision="fp32",
+            batch_size=1,
+            device=case.device,
+            threads=case.threads,
+            variant="anchor",
         )
-        job = replace(self._make_job(case), case=anchor, checkpoint=None, reference=None, settings={})
+        job = replace(self._make_job(case), case=anchor, checkpoint=None, store=None, reference=None, settings={})
         # What it took in an earlier attempt tells its quiet level in this one.
         earlier = self._folder.blocks_of(f"anchor/{anchor.key}")
         member = Member(case=anchor, worker=Worker(job, self._oversight), blocks=earlier)
@@ -51,18 +60,16 @@ class Anchors:
             member.failure = str(error)
         return member
 
-    def times(self, blocks: Sequence[Block]) -> dict[str, float]:
-        """Return by anchor the median of its block medians in the rounds of *blocks* that count, of this group [s]."""
+    def times(self, blocks: Sequence[Block]) -> dict[str, AnchorTime]:
+        """Return by anchor its time in the rounds of *blocks* that count, of this group [s]; see `estimate`."""
         rounds = {block.round for block in blocks if block.accepted}
         found = {
             member.case.architecture: [
-                statistics.median(block.samples_s)
-                for block in member.blocks[since:]
-                if block.accepted and block.round in rounds
+                block for block in member.blocks[since:] if block.accepted and block.round in rounds
             ]
             for member, since in zip(self._members, self._since, strict=True)
         }
-        return {name: statistics.median(medians) for name, medians in found.items() if medians}
+        return {name: estimate(known) for name, known in found.items() if known}
 
     def keep_block(self, group: str) -> Callable[[Member, Block], None]:
         """Return what writes each block of *group* as it is measured, an anchor's under a name of its own."""
@@ -78,5 +85,6 @@ class Anchors:
         """End the workers, and note why one failed if it did."""
         for member in self._members:
             member.worker.close()
-            if member.failure:
-                self._folder.note({"anchor_failure": f"{member.case.architecture}: {member.failure}"})
+        failures = [f"{member.case.architecture}: {member.failure}" for member in self._members if member.failure]
+        if failures:
+            self._folder.note({"anchor_failure": "; ".join(failures)})

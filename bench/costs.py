@@ -63,13 +63,14 @@ def build_spreads(rows: Iterable[Row]) -> list[str]:
     """Return a line for each case of which several builds were timed: the latency of each, and how far they differ."""
     lines = []
     for row in rows:
-        known, timing = row.record.measurement, row.record.timing
-        if known and timing and known.builds > 1:
-            medians = ", ".join(cell.significant(1e3 * time_s) for time_s in build_medians(timing, known.builds))
+        timing, spread = row.record.timing, row.cost["build_spread"]
+        if timing and timing.builds > 1:
+            medians = ", ".join(cell.significant(1e3 * time_s) for time_s in build_medians(timing))
             case = row.record.case
+            apart = "" if math.isnan(spread) else f"; the slowest is {100 * spread:.1f} % over the fastest"
             lines.append(
-                f"- {known.builds} builds of {cell.network(row)}, {cell.runtime(row)} {case.precision}, batch "
-                f"{case.batch_size}: p50 {medians} ms; the slowest is {row.cost['build_spread']:.1%} over the fastest."
+                f"- {timing.builds} builds of {cell.network(row)}, {cell.runtime(row)} {case.precision}, batch "
+                f"{case.batch_size}: p50 {medians} ms{apart}."
             )
     return lines
 

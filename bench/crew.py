@@ -30,6 +30,7 @@ class Crew:
         opened: The session that is open.
         built: An earlier one of the same case, which had to build what the open one loaded.
         settings: Of the runtime in the open one.
+        worst_opened: The largest error of the sessions that were opened for the case.
     """
 
     worker: Worker
@@ -44,6 +45,7 @@ class Crew:
     opened: Opened | None = None
     built: Opened | None = None
     settings: Settings = field(default_factory=dict)
+    worst_opened: Parity | None = None
 
     def open(self, case: Case, settings: Settings | None = None) -> str:
         """Have the session of *case* made by a fresh process, and compared; return what is wrong with it, if anything.
@@ -53,7 +55,7 @@ class Crew:
         The runtime has its *settings*, or its defaults.
         """
         if case != self.case:
-            self.built = None
+            self.built, self.worst_opened = None, None
         self.case, self.opened, self.settings = case, None, settings or {}
         try:
             self.opened = self._open_afresh(case)
@@ -68,12 +70,13 @@ class Crew:
         # Nothing is lost: what was scored lies in a file.
         self.worker = self.worker.restarted(self.settings)
         answer: Opened = self.worker.ask("open", case.batch_size, case.threads, compared_images(case))
+        self.worst_opened = worse_of(self.worst_opened, answer.parity)
         return answer
 
     @property
     def worst_parity(self) -> Parity | None:
-        """Return the larger error of the scored session and of the one that is open."""
-        return worse_of(self.parity, self.opened.parity if self.opened else None)
+        """Return the larger error of the scored session and of those that were opened for the case."""
+        return worse_of(self.parity, self.worst_opened)
 
     def measurement(
         self, evidence: Mapping[str, Scalar], input_digest: str, largest: Largest | None = None

@@ -15,12 +15,13 @@ from bench.energy import ask_energy
 from bench.experiment import Findings, gather, saturate_together, time_end_to_end
 from bench.interleave import Member
 from bench.job import Job
-from bench.knob import TUNED, Settings
+from bench.knob import TUNED, Settings, untuned
 from bench.largest import find_largest_batch, open_alone
+from bench.measure import utc_now
 from bench.passes import measure_passes
 from bench.plan import PlannedCase, split_sets
 from bench.preliminary import Preliminaries
-from bench.process import Oversight, WorkerError
+from bench.process import Oversight, Worker, WorkerError
 from bench.provision import Provision
 from bench.recorder import Recorder
 from bench.records import BUILD, Case, Parity, RunRecord
@@ -62,9 +63,10 @@ class Execution:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
         self._fingerprint, self._oversight = fingerprint, oversight
         self._anchors = Anchors(folder, self._job, oversight)
-        self.recorder = Recorder(folder, provision, fingerprint)
+        self._recorder = Recorder(folder, provision, fingerprint)
         self._flop: dict[tuple[str, str], float | None] = {}
         self._preliminaries = Preliminaries(folder, self._job, oversight)
+        self._group = ""
         self._tuner = Tuner(folder, self._job, fingerprint, oversight)
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
@@ -77,7 +79,7 @@ class Execution:
         pending = [planned for planned in cases if planned.case.key not in finished]
         for planned in pending:
             if planned.skip_reason:
-                self.recorder.skip(planned.case, planned.skip_reason)
+                self._recorder.skip(planned.case, planned.skip_reason)
         todo = [planned.case for planned in pending if not planned.skip_reason]
         scored = {record.case.worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
@@ -110,7 +112,7 @@ class Execution:
             or record.reason.startswith(NOTHING_FASTER)
         }
         for key, record in stands.items():
-            now = self.recorder.blank(record.case) if key in reasons and record.status == "ok" else record
+            now = self._recorder.blank(record.case) if key in reasons and record.status == "ok" else record
             if (now.checkpoint_sha256, now.dataset_digest) != (record.checkpoint_sha256, record.dataset_digest):
                 raise ValueError(f"{key} was measured with other weights or data; choose another --out")
         return stands
@@ -122,8 +124,13 @@ class Execution:
             return
         if self._sizes.timed:
             self._flop[cases[0].task, cases[0].network] = self._preliminaries.count_flop(cases[0], self._line.say)
-        names = split_sets(list(dict.fromkeys(case.worker_key for case in cases)), MOST_WORKERS)
-        for turn, keys in enumerate(names):
+        # A tuned one is measured in turns with the default one.
+        together: dict[str, dict[str, None]] = {}
+        for case in cases:
+            together.setdefault(untuned(case).worker_key, {})[case.worker_key] = None
+        sets = split_sets(list(together), MOST_WORKERS // max(map(len, together.values())))
+        for turn, plain in enumerate(sets):
+            keys = [key for name in plain for key in together[name]]
             chosen = [case for case in cases if case.worker_key in keys]
             with self._crews(chosen, scored, with_reference=turn == 0) as crews:
                 sizes = list(dict.fromkeys(case.batch_size for case in chosen))
@@ -140,10 +147,21 @@ class Execution:
         first: dict[str, Case] = {}
         for case in cases:
             first.setdefault(case.worker_key, case)
-        jobs = [self._job(case) for case in first.values()]
+        # A tuned one's answers are held against the default one's, whose worth is told for both.
+        plain = {key: untuned(case).worker_key for key, case in first.items()}
+        jobs = [self._job(case) for key, case in first.items() if plain[key] == key or plain[key] not in first]
         answers = score_together(
-            jobs, scored=scored, with_reference=with_reference, say=self._line.say, oversight=self._oversight
+            [replace(job, settings={}) for job in jobs],
+            scored={**scored, **{key: scored[name] for key, name in plain.items() if name in scored}},
+            with_reference=with_reference,
+            say=self._line.say,
+            oversight=self._oversight,
         )
+        for key, case in first.items():
+            known = answers[plain[key]] if key not in answers else answers[key]
+            if key not in answers and isinstance(known, Crew):
+                known = replace(known, worker=Worker(self._job(case), self._oversight))
+            answers[key] = known
         crews = {key: answer for key, answer in answers.items() if isinstance(answer, Crew)}
         try:
             for case in cases:
@@ -176,6 +194,7 @@ class Execution:
                 finish(member)
         elif members:
             self._line.say(f"time {name}: {len(members)} cases in turns")
+            self._group = f"{name} {utc_now()}"
             keep = self._anchors.keep_block
 
             def reopen(member: Member, process: int) -> Member:
@@ -213,17 +232,19 @@ class Execution:
 
     def _settle(self, case: Case) -> Settings | None:
         """Return the settings of *case*; None, with its record written, where it needs no row or has failed."""
-        if not (case.has_variant(TUNED) and self._sizes.timed):
+        if not case.has_variant(TUNED):
             return {}
-        try:
-            settings = self._tuner.find(case, self._line.say)
-        except WorkerError as error:
-            self._fail(case, str(error))
-            return None
-        if settings:
-            return settings
-        reason = self._tuner.why_skipped(case)
-        self.recorder.skip(case, reason)
+        reason = "settings are searched by time, and --verify times nothing"
+        if self._sizes.timed:
+            try:
+                settings = self._tuner.find(case, self._line.say)
+            except WorkerError as error:
+                self._fail(case, str(error))
+                return None
+            if settings:
+                return settings
+            reason = self._tuner.why_skipped(case)
+        self._recorder.skip(case, reason)
         self._line.advance(f"{case.key}: {reason}")
         return None
 
@@ -258,9 +279,16 @@ class Execution:
         """Write the record of a member that was measured, or only checked."""
         case, timing = member.case, None
         if self._sizes.timed:
-            timing = replace(member.timing(self._sizes.limits), anchor_s=self._anchors.times(member.blocks))
+            anchors = self._anchors.times(member.blocks)
+            timing = replace(
+                member.timing(self._sizes.limits),
+                anchor_s={name: time.point_s for name, time in anchors.items()},
+                anchor_low_s={name: time.low_s for name, time in anchors.items()},
+                group=self._group,
+                builds=self._builds(case),
+            )
         flop = self._flop.get((case.task, case.network))
-        self.recorder.complete(case, crew, findings, timing=timing, flop_per_image=flop, builds=self._builds(case))
+        self._recorder.complete(case, crew, findings, timing=timing, flop_per_image=flop)
         self._line.advance(case.key)
 
     def _fail_all(self, cases: Sequence[Case], reason: str, parity: Parity | None = None) -> None:
@@ -268,7 +296,7 @@ class Execution:
             self._fail(case, reason, parity)
 
     def _fail(self, case: Case, reason: str, parity: Parity | None = None) -> None:
-        self.recorder.fail(case, reason, parity)
+        self._recorder.fail(case, reason, parity)
         self._line.advance(f"{case.key} failed: {' '.join(reason.split())[:120]}")
 
     def _job(self, case: Case) -> Job:
@@ -279,7 +307,7 @@ class Execution:
             store=self._provision.stores[case.task].folder.resolve(),
             workdir=self._workdir.resolve(),
             reference=reference.resolve(),
-            outputs=self._folder.outputs_file(case.worker_key).resolve(),
+            outputs=self._folder.outputs_file(untuned(case).worker_key).resolve(),
             plan=self._sizes.block,
             settings=self._tuner.known(case),
         )

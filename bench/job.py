@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Images of the training split by which a network is quantised, or all if there are fewer.
 CALIBRATION_IMAGES = 128
+#: Images of a job without a data set.
+NOISE_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +33,10 @@ class Job:
 
     Attributes:
         case: The first of its cases; the others differ in the batch size.
-        checkpoint: Weights; None for random ones, whose speed is the same (the anchor).
-        store: Folder of the data set.
+        checkpoint: Weights; None for random ones, whose speed is the same (the anchors).
+        store: Folder of the data set; None for noise in its place (the anchors).
         workdir: Folder of exported files and engines.
-        reference: File of the reference outputs of the test split, or of its first images; None for the anchor.
+        reference: File of the reference outputs of the test split, or of its first images; None for the anchors.
         outputs: File for the outputs of the whole test split.
         plan: How long a block is.
         settings: Of the runtime, by name; what is not named is at its default (`bench.knob`).
@@ -42,7 +44,7 @@ class Job:
 
     case: Case
     checkpoint: Path | None
-    store: Path
+    store: Path | None
     workdir: Path
     reference: Path | None
     outputs: Path
@@ -57,6 +59,18 @@ def load_test_images(store: Path) -> torch.Tensor:
 
     opened = open_store(store)
     return scale_to_unit(opened.counts(opened.indices("test")))
+
+
+def timed_images(job: Job) -> torch.Tensor:
+    """Return the test images of the job's data set, or `NOISE_IMAGES` of noise of the same shape, always the same."""
+    if job.store is not None:
+        return load_test_images(job.store)
+    import torch
+
+    from lensing_models.registry import find_task
+
+    shape = (NOISE_IMAGES, *find_task(job.case.task).image_shape)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 class TrainingImages:
@@ -108,7 +122,8 @@ def load_network(job: Job) -> LensNetwork:
     else:
         torch.manual_seed(0)
         network = find_architecture(job.case.network).build(find_task(job.case.task))
-    network.calibration = TrainingImages(job.store)
+    if job.store is not None:
+        network.calibration = TrainingImages(job.store)
     return network
 
 
@@ -120,7 +135,7 @@ def write_reference(job: Job, threads: int, most_images: int | None = None) -> N
     from bench.parity import compute_reference
 
     torch.set_num_threads(threads)
-    if job.reference is None:
-        raise ValueError("the job names no file for the reference")
+    if job.reference is None or job.store is None:
+        raise ValueError("the job names no file for the reference, or no data")
     images = load_test_images(job.store)[:most_images]
     np.save(job.reference, compute_reference(load_network(job), images, job.case.device))

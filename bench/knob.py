@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bench.backends.base import Backend
-from bench.records import BUILD, DEFAULT, Case, Scalar
+from bench.records import BUILD, DEFAULT, Case, Scalar, join_variants
 
 #: The runtime variant with the settings that were fastest.
 TUNED = "tuned"
@@ -96,6 +96,11 @@ def apply_settings(backend: Backend, case: Case, settings: Settings) -> tuple[Ba
     tuned: Backend = backend.with_settings(own) if own else backend  # type: ignore[attr-defined]  # who has knobs has it
     threads = settings.get(THREADS)
     return tuned, replace(case, threads=min(threads, case.threads)) if isinstance(threads, int) else case
+
+
+def untuned(case: Case) -> Case:
+    """Return *case* with the default settings."""
+    return replace(case, variant=join_variants(*(part for part in case.variant.split("+") if part != TUNED)))
 
 
 def describe_settings(settings: Settings) -> str:

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
-from bench.json_lines import append_line, read_lines
-from bench.records import Environment, RunRecord
+from bench.json_lines import append_line, from_json
+from bench.records import Block, Environment, RunRecord
 
-#: How much slower than it can be an anchor may have been, in the median over a row's rounds. Processes of one
-#: session differ by about 1 % for good, so that less would be chance.
-SLOW_ROW = 1.03
-#: Runs that are remembered, and the quantile of their levels that is what the anchor can do: low, and not the
-#: lowest, so that a machine that has become slower for good is accepted in the end.
-REMEMBERED, QUIET_QUANTILE = 20, 0.1
+#: An anchor was slow in the rounds of a row if it surely took this much of its level: the lower end of its time,
+#: with 95 % confidence, is above it.
+SLOW_ROW = 1.02
+CONFIDENCE = 0.95
+#: Quantile of the anchor's times over the groups of a run that is its level there.
+QUIET_QUANTILE = 0.25
+#: Runs that are remembered, of whose levels the median counts, and how many must be.
+REMEMBERED, FEWEST_RUNS = 20, 3
 #: Name of the file, in the cache.
 LEVELS = "anchors.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorTime:
+    """What an anchor took in the rounds of a row: the geometric mean of its block medians, and its lower end [s]."""
+
+    point_s: float
+    low_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Level:
-    """How fast an anchor was in the quietest rounds of one run, a line of ``anchors.jsonl``.
+    """How fast an anchor was in the quieter groups of one run, a line of ``anchors.jsonl``.
 
     Attributes:
+        run: Name of its folder.
         fingerprint: Of the machine, its device and the threads.
         torch: Version of what runs the anchor.
-        level_s: Its lowest median over the rounds of a row [s].
+        level_s: That time [s].
     """
 
+    run: str
     recorded_at: str
     fingerprint: str
     torch: str
@@ -38,46 +52,86 @@ class Level:
     level_s: float
 
 
-def recall(path: Path, environment: Environment) -> dict[str, float]:
-    """Return by anchor how fast it can be [s], from the last runs in *environment*; empty without one.
+def estimate(blocks: Sequence[Block]) -> AnchorTime:
+    """Return the time of an anchor over its *blocks*, one or more; with one there is no lower end (NaN)."""
+    logs = np.log([np.median(block.samples_s) for block in blocks])
+    count, mean = len(logs), float(logs.mean())
+    if count < 2:
+        return AnchorTime(point_s=math.exp(mean), low_s=math.nan)
+    width = float(stdtrit(count - 1, CONFIDENCE)) * float(logs.std(ddof=1)) / math.sqrt(count)
+    return AnchorTime(point_s=math.exp(mean), low_s=math.exp(mean - width))
 
-    A damaged file remembers nothing.
+
+def recall(path: Path, environment: Environment) -> dict[str, float]:
+    """Return by anchor how fast it can be [s]: the median of the last runs' levels in *environment*.
+
+    An anchor of fewer than `FEWEST_RUNS` runs is not known, and a line that cannot be read is passed over.
     """
-    try:
-        known = list(read_lines(path, Level)) if path.exists() else []
-    except ValueError:
-        return {}
-    levels: dict[str, list[float]] = {}
-    for line in known:
+    levels: dict[str, dict[str, float]] = {}
+    for text in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        try:
+            line = from_json(Level, text)
+        except ValueError:
+            continue
         if (line.fingerprint, line.torch) == (environment.fingerprint, environment.versions.get("torch", "")):
-            levels.setdefault(line.anchor, []).append(line.level_s)
-    return {name: float(np.quantile(times[-REMEMBERED:], QUIET_QUANTILE)) for name, times in levels.items()}
+            # A run that was resumed counts once, with what it knew last.
+            known = levels.setdefault(line.anchor, {})
+            known.pop(line.run, None)
+            known[line.run] = line.level_s
+    return {
+        name: float(np.median(list(runs.values())[-REMEMBERED:]))
+        for name, runs in levels.items()
+        if len(runs) >= FEWEST_RUNS
+    }
 
 
 def remember(path: Path, environment: Environment, records: Iterable[RunRecord], recorded_at: str) -> None:
-    """Append to the file *path* how fast the anchors were at best among *records*, made in *environment*."""
+    """Append to the file *path* how fast the anchors were among *records*, of one run, made in *environment*."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch = environment.versions.get("torch", "")
-    for name, time_s in lowest_times(records).items():
+    known = list(records)
+    for name, level_s in run_levels(known).items():
         line = Level(
-            recorded_at=recorded_at, fingerprint=environment.fingerprint, torch=torch, anchor=name, level_s=time_s
+            run=known[0].run,
+            recorded_at=recorded_at,
+            fingerprint=environment.fingerprint,
+            torch=environment.versions.get("torch", ""),
+            anchor=name,
+            level_s=level_s,
         )
         append_line(path, line)
 
 
-def lowest_times(records: Iterable[RunRecord]) -> dict[str, float]:
-    """Return by anchor its lowest median over the rounds of one of *records* that has its blocks [s]."""
-    lowest: dict[str, float] = {}
+def run_levels(records: Iterable[RunRecord]) -> dict[str, float]:
+    """Return by anchor the `QUIET_QUANTILE` of its times over the groups of *records* [s].
+
+    The rows of a group, measured in the same rounds, count as one; those with too few blocks do not.
+    """
+    groups: dict[str, dict[str, list[float]]] = {}
     for record in records:
         timing = record.timing
         if timing and sum(block.accepted for block in timing.blocks) >= timing.required_blocks:
             for name, time_s in timing.anchor_s.items():
-                lowest[name] = min(time_s, lowest.get(name, time_s))
-    return lowest
+                groups.setdefault(name, {}).setdefault(timing.group, []).append(time_s)
+    return {
+        name: float(np.quantile([np.median(times) for times in found.values()], QUIET_QUANTILE))
+        for name, found in groups.items()
+    }
+
+
+def find_levels(records: Iterable[RunRecord], remembered: Mapping[str, float]) -> dict[str, float]:
+    """Return by anchor how fast it can be by *records* and by earlier runs, whichever is less [s]."""
+    return {name: min(time_s, remembered.get(name, time_s)) for name, time_s in run_levels(records).items()}
+
+
+def met_slow_anchor(record: RunRecord, levels: Mapping[str, float]) -> bool:
+    """Return whether an anchor was surely slower than `SLOW_ROW` of its level in the rounds of *record*."""
+    lows = record.timing.anchor_low_s if record.timing else {}
+    # A NaN, or null in the file, is no lower end.
+    return any(low_s is not None and low_s > SLOW_ROW * levels[name] for name, low_s in lows.items() if name in levels)
 
 
 def review_rows(records: Iterable[RunRecord], remembered: Mapping[str, float]) -> list[RunRecord]:
-    """Return *records*, those ``contended`` in whose rounds an anchor took over `SLOW_ROW` of what it can do.
+    """Return *records*, those ``contended`` in whose rounds an anchor was slow.
 
     Args:
         records: Of one run; a case that comes twice counts with its last.
@@ -87,19 +141,7 @@ def review_rows(records: Iterable[RunRecord], remembered: Mapping[str, float]) -
     levels = find_levels(latest, remembered)
     return [
         replace(record, validity="contended")
-        if record.validity not in ("", "fallback") and slowness(record, levels) > SLOW_ROW
+        if record.validity not in ("", "fallback") and met_slow_anchor(record, levels)
         else record
         for record in latest
     ]
-
-
-def find_levels(records: Iterable[RunRecord], remembered: Mapping[str, float]) -> dict[str, float]:
-    """Return by anchor how fast it can be by *records* and by earlier runs [s]."""
-    now = lowest_times(records)
-    return {name: min(time_s, remembered.get(name, time_s)) for name, time_s in now.items()}
-
-
-def slowness(record: RunRecord, levels: Mapping[str, float]) -> float:
-    """Return the largest ratio of an anchor's time in the rounds of *record* to its level; 1 where none is known."""
-    known = record.timing.anchor_s if record.timing else {}
-    return max((time_s / levels[name] for name, time_s in known.items() if name in levels), default=1.0)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench import cell
-from bench.level import SLOW_ROW, find_levels, slowness
+from bench.level import SLOW_ROW, find_levels, met_slow_anchor
 from bench.machine_facts import DeviceState, Energy, read_ceilings
 from bench.records import RunRecord
 from bench.statistic import counted_blocks
@@ -49,11 +49,11 @@ def anchor_lines(report: Report) -> Iterator[str]:
         yield f"- The anchor {name}, measured among every group, took {drift} from group to group{earlier}."
     records = [row.record for row in report.rows.values()]
     levels = find_levels(records, remembered)
-    if count := sum(slowness(record, levels) > SLOW_ROW for record in records):
-        who = "1 row is" if count == 1 else f"{count} rows are"
+    if count := sum(met_slow_anchor(record, levels) for record in records):
+        who = "1 row" if count == 1 else f"{count} rows"
         yield (
-            f"- {who} `contended` because an anchor was more than {SLOW_ROW - 1:.0%} slower in their rounds than it "
-            "can be: something took of memory or processor that no counter shows."
+            f"- In the rounds of {who} an anchor was more than {100 * SLOW_ROW - 100:.0f} % slower than it can be, "
+            "whatever the counters say of other work: they are `contended`."
         )
 
 

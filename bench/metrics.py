@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -72,10 +73,11 @@ def _build(record: RunRecord) -> float | None:
 
 def _build_spread(record: RunRecord) -> float | None:
     """Return by what share the slowest build's latency exceeds the fastest one's; None with one build."""
-    if record.measurement is None or record.timing is None or record.measurement.builds < 2:
+    if record.timing is None or record.timing.builds < 2:
         return None
-    medians = statistic.build_medians(record.timing, record.measurement.builds)
-    return max(medians) / min(medians) - 1
+    medians = statistic.build_medians(record.timing)
+    # One of which no block counts leaves the spread unknown.
+    return None if any(map(math.isnan, medians)) else max(medians) / min(medians) - 1
 
 
 def _artifact(record: RunRecord) -> float | None:

@@ -19,6 +19,7 @@ WORK = {
     "quality": "quality (reference, scoring)",
     "measuring": "measuring (blocks that count, the anchor, end to end, energy)",
     "rejected": "measuring (rejected blocks)",
+    "tuning": "tuning (search of the fastest settings)",
     "other": "other (imports, processes, records)",
 }
 
@@ -28,7 +29,8 @@ NOTES = f"""\
   images and outputs stay on the device. The interval is a t-interval on the logarithms of block medians.
 - **throughput**: images per second of wall time in the same calls; nothing overlaps.
 {costs.NOTES}
-- **validity**: `valid`; `contended`: other people's work spoilt too many blocks; `undersampled`: too few blocks;
+- **validity**: `valid`; `contended`: other people's work spoilt too many blocks, or an anchor was slow meanwhile;
+  `undersampled`: too few blocks;
   `throttled`: power or heat slowed the GPU in more than a quarter of the blocks; `unstable`: the warm-up never
   settled, or the interval is wider than ±5 %; `fallback`: the runtime did something else than the row says.
 - **drift**: whether the answers to the same test images are worth as much as eager fp32's, and the difference of the

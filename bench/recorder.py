@@ -27,8 +27,6 @@ class Recorder:
 
     def __init__(self, folder: RunFolder, provision: Provision, fingerprint: str) -> None:
         self._folder, self._provision, self._fingerprint = folder, provision, fingerprint
-        #: The records of cases that this pass measured.
-        self.measured: list[RunRecord] = []
 
     def blank(self, case: Case) -> RunRecord:
         """Return the record of *case* with all that is known before it runs."""
@@ -64,7 +62,6 @@ class Recorder:
         *,
         timing: Timing | None,
         flop_per_image: float | None,
-        builds: int,
     ) -> None:
         """Record *case*, which was measured, or, without a *timing*, only checked."""
         evidence = findings.evidence
@@ -77,7 +74,6 @@ class Recorder:
                 crew.measurement(evidence, findings.input_digest, findings.largest),
                 energy=findings.energy,
                 flop_per_image=flop_per_image,
-                builds=builds,
                 roof_flop_s=read_ceilings(self._folder.facts()).matmul_flop_s.get(case.precision),
             ),
             parity=crew.worst_parity,
@@ -90,4 +86,3 @@ class Recorder:
             end_to_end=findings.end_to_end,
         )
         self._folder.record(record)
-        self.measured.append(record)

@@ -124,7 +124,10 @@ class Timing:
         stop_reason: ``target_ci``, ``time_budget`` or ``most_blocks``.
         required_blocks: Accepted blocks that a valid row needs.
         blocks: Every measured block, rejected ones included.
-        anchor_s: Median time of each anchor in the rounds that count [s]; empty in older records.
+        anchor_s: Time of each anchor in the rounds that count [s]; empty in older records.
+        anchor_low_s: Its lower end.
+        group: Names those that were measured in the same rounds; empty in older records.
+        builds: Builds of the artifact, which need not be alike; process *n* of a block ran build *n* modulo this.
     """
 
     experiment: str = "latency"
@@ -135,6 +138,9 @@ class Timing:
     required_blocks: int
     blocks: tuple[Block, ...]
     anchor_s: Mapping[str, float] = field(default_factory=dict)
+    anchor_low_s: Mapping[str, float] = field(default_factory=dict)
+    group: str = ""
+    builds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +165,6 @@ class Measurement:
         energy: Energy of a window of calls.
         flop_per_image: Floating-point operations of the network for one image, a multiply-add being two.
         roof_flop_s: The matrix product's ceiling at the case's precision [FLOP/s], from the same run.
-        builds: Builds of the artifact, which need not be alike; process *n* of a block ran build *n* modulo this.
     """
 
     build_s: float
@@ -178,7 +183,6 @@ class Measurement:
     energy: Energy | None = None
     flop_per_image: float | None = None
     roof_flop_s: float | None = None
-    builds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.backends import known_backends
 from bench.backends.base import has_nvidia_driver
@@ -18,6 +19,9 @@ from bench.scenario import suits
 from bench.sizes import choose_sizes, count_builds
 from lensing_models.command_line import Parser, run_main
 from lensing_models.preset import PRESETS, Preset
+
+if TYPE_CHECKING:
+    from bench.records import RunRecord
 
 
 def main() -> None:
@@ -36,7 +40,7 @@ def build_parser() -> Parser:
     add("--tasks", default="all", help="comma list of tasks, or all")
     add("--backends", help="comma list, or all; default: all but those that compile for minutes (inductor, aoti)")
     add("--precisions", help="comma list, or all (each backend's own); default: fp32 and the device's half precision")
-    add("--variants", help="comma list of runtime variants, or all; default: all but those on request (optimized)")
+    add("--variants", help="comma list of runtime variants, or all; default: all but optimized and tuned")
     add("--tune", action="store_true", help="search the fastest settings of each runtime; a row beside the default one")
     add("--batch-sizes", default="1,32", help="comma list, or all (1, 8, 32, 128); default: 1,32")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: cuda where there is one")
@@ -183,7 +187,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
                 sweep.cases, lambda records: plan_scenarios(records, sweep.scenarios, effort, p99_s)
             )
         folder.note({"finished_at": utc_now(), "anchors": anchor_medians(out)})
-        remember(CACHE / LEVELS, environment, execution.recorder.measured, utc_now())
+        remember(CACHE / LEVELS, environment, folder.finished().values(), utc_now())
         with timetable.spend("report"):
             write_report(out)
         spent_s = add_up(folder.breakdown_s() if options.resume else {}, timetable.spent_s())
@@ -214,8 +218,15 @@ def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
     ]
     scenarios = f"; scenarios: {count_statuses(driven)}" if driven else ""
     print(f"{count_statuses(statuses)}{scenarios}; report: {out / 'report.md'}")
-    ends = {*statuses, *driven}
-    return int("failed" in ends or (strict and "skipped" in ends))
+    is_lacking = "skipped" in driven or any(map(lacks, (records[key] for key in planned & records.keys())))
+    return int("failed" in {*statuses, *driven} or (strict and is_lacking))
+
+
+def lacks(record: RunRecord) -> bool:
+    """Return whether *record* is of a case that was not run, but for a tuned one that would be the default one."""
+    from bench.tune import NOTHING_FASTER
+
+    return record.status == "skipped" and not record.reason.startswith(NOTHING_FASTER)
 
 
 def count_statuses(statuses: Sequence[str]) -> str:

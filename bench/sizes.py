@@ -57,18 +57,18 @@ def choose_sizes(preset: Preset, options: argparse.Namespace) -> Sizes:
 
 
 def count_builds(preset: Preset, options: argparse.Namespace) -> int:
-    """Return the number of builds: what was asked for, or as many of the preset's as there are processes.
+    """Return the number of builds: what was asked for, or the preset's if the processes divide among them, or one.
 
     Raises:
-        ValueError: If more are asked for than there are processes to run them.
+        ValueError: If the processes do not divide evenly among those that are asked for.
     """
     processes = options.processes or preset.processes
     if options.builds is None:
-        return min(preset.builds, processes)
-    if not 1 <= options.builds <= processes:
+        return preset.builds if processes % preset.builds == 0 else 1
+    if options.builds < 1 or processes % options.builds:
         raise ValueError(
-            f"--builds {options.builds}: each build is timed by a process of its own, and there are {processes}; "
-            "give --processes as well"
+            f"--builds {options.builds}: the processes that time a case are divided among its builds, and there are "
+            f"{processes}; give --processes as well"
         )
     return int(options.builds)
 

@@ -93,8 +93,8 @@ def latency_ratio(first: Timing, second: Timing) -> Interval:
     if not rounds:
         return Interval(point=math.nan, low=math.nan, high=math.nan)
     logs = np.array([math.log(medians[0][number] / medians[1][number]) for number in rounds])
-    process = {block.round: block.process for block in first.blocks}
-    units = _by_process(logs, [process[number] for number in rounds])
+    unit = {block.round: _unit(first, block) for block in first.blocks}
+    units = _by_unit(logs, [unit[number] for number in rounds])
     point, width = math.exp(float(logs.mean())), _t_half_width(units)
     return Interval(point=point, low=point * math.exp(-width), high=point * math.exp(width))
 
@@ -123,11 +123,11 @@ def latency_percentile(timing: Timing, percent: int) -> float | None:
     return float(np.percentile(samples, percent, method="inverted_cdf"))
 
 
-def build_medians(timing: Timing, builds: int) -> list[float]:
-    """Return the median latency of each of *builds* builds [s], by number; NaN for one without a counted block."""
-    numbers = np.array([block.process % builds for block in counted_blocks(timing)])
+def build_medians(timing: Timing) -> list[float]:
+    """Return the median latency of each build of the artifact [s], by number; NaN for one without a counted block."""
+    numbers = np.array([block.process % timing.builds for block in counted_blocks(timing)])
     medians = block_medians(timing)
-    chosen = [medians[numbers == number] for number in range(builds)]
+    chosen = [medians[numbers == number] for number in range(timing.builds)]
     return [float(np.median(values)) if values.size else math.nan for values in chosen]
 
 
@@ -198,17 +198,22 @@ def _log_half_width(timing: Timing) -> float:
     """Return the half-width of the t-interval on the log block medians, or means; NaN below two units."""
     # Times between completions have two modes where slots end in step: their median says nothing.
     logs = np.log(block_means(timing) if timing.experiment == "throughput" else block_medians(timing))
-    return _t_half_width(_by_process(logs, [block.process for block in counted_blocks(timing)]))
+    return _t_half_width(_by_unit(logs, [_unit(timing, block) for block in counted_blocks(timing)]))
 
 
-def _by_process(values: NDArray[np.float64], processes: Sequence[int]) -> NDArray[np.float64]:
-    """Return the mean of *values* for each process, or the values themselves where all are of one.
+def _unit(timing: Timing, block: Block) -> int:
+    """Return the number of what *block* was measured in: the build if there are several, or else the process."""
+    return block.process % timing.builds if timing.builds > 1 else block.process
+
+
+def _by_unit(values: NDArray[np.float64], units: Sequence[int]) -> NDArray[np.float64]:
+    """Return the mean of *values* for each process, or build; the values themselves where all are of one.
 
     Blocks of a process share what its start has given it for good, such as where its memory lies;
-    with several the process is the unit (Kalibera and Jones 2013, "Rigorous benchmarking in
-    reasonable time", section 6).
+    with several the process is the unit, and with several builds the build (Kalibera and Jones 2013,
+    "Rigorous benchmarking in reasonable time", section 6).
     """
-    numbers = np.array(processes)
+    numbers = np.array(units)
     known = np.unique(numbers)
     return values if known.size < 2 else np.array([values[numbers == number].mean() for number in known])
 

@@ -65,12 +65,14 @@ class Engine:
         plan: TensorRT's serialized form.
         reused: Whether it was found on the disk instead of being built.
         optimization_level: How long the builder searched.
+        had_timings: Whether it was built with times of kernels that earlier builds had left; None for a reused one.
     """
 
     key: str
     plan: bytes
     reused: bool
     optimization_level: int = DEFAULT_LEVEL
+    had_timings: bool | None = None
 
 
 def engine_key(onnx_sha256: str, arguments: BuildArguments, host: EngineHost) -> str:
@@ -95,10 +97,11 @@ def find_or_build(onnx_file: Path, arguments: BuildArguments, host: EngineHost, 
         if plan is not None:
             return Engine(key=key, plan=plan, reused=True, optimization_level=level)
         timings = timing_file(arguments, host, workdir)
-        plan, timed = build_plan(onnx_file, arguments, read_plan(timings) or b"")
+        known = read_plan(timings) or b""
+        plan, timed = build_plan(onnx_file, arguments, known)
         write_plan(path, plan)
         write_plan(timings, timed)
-        return Engine(key=key, plan=plan, reused=False, optimization_level=level)
+        return Engine(key=key, plan=plan, reused=False, optimization_level=level, had_timings=bool(known))
 
 
 def timing_file(arguments: BuildArguments, host: EngineHost, workdir: Path) -> Path:
@@ -171,9 +174,11 @@ def build_plan(onnx_file: Path, arguments: BuildArguments, timings: bytes = b"")
         raise failure(f"parse {onnx_file.name}", [*_parser_errors(parser), *errors])
     config: trt.IBuilderConfig = _configure(builder, network, arguments)
     cache: trt.ITimingCache = config.create_timing_cache(timings)
-    # False: times of another GPU or another TensorRT are refused.
-    if not config.set_timing_cache(cache, False):
-        raise failure("take the timing cache", errors)
+    # False: times of another GPU or another TensorRT are refused, and taken anew.
+    if cache is None or not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        if not config.set_timing_cache(cache, False):
+            raise failure("take an empty timing cache", errors)
     plan: trt.IHostMemory = builder.build_serialized_network(network, config)
     if plan is None:
         raise failure("build an engine", errors)

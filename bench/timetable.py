@@ -10,7 +10,19 @@ from threading import Lock
 from bench.measure import stopwatch
 
 #: Parts in the order in which they are told; others stand before the last two.
-PARTS = ("data", "fit", "self-test", "build", "quality", "warm-up", "measuring", "rejected", "report", "other")
+PARTS = (
+    "data",
+    "fit",
+    "self-test",
+    "build",
+    "quality",
+    "tuning",
+    "warm-up",
+    "measuring",
+    "rejected",
+    "report",
+    "other",
+)
 #: What is booked while nothing else is: imports, starting processes, writing records.
 OTHER = "other"
 

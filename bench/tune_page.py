@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from bench import cell
-from bench.knob import TUNED, Try, Tuning, describe_settings
+from bench.knob import Try, Tuning, describe_settings, untuned
 from bench.page import markdown_table
-from bench.records import Case, join_variants
+from bench.statistic import latency_ratio
 from bench.table import Report, Row
 
 NOTES = """\
-Each setting was timed in turns with the best so far, and taken if it was at least 3 % faster beyond its interval. The
-times of the search are not those of the rows, which were measured afterwards. Gain: by what factor the tuned row is
-faster than the default one of this run."""
+Each setting was timed in turns with the best so far, and taken if it was faster by 3 % or more and the interval of the
+ratio below 1. The times of the search are not those of the rows, which were measured afterwards. Gain: by what factor
+the tuned row is faster than the default one, with its 95 % interval over the rounds of both; ~ without such."""
 
 
 def tune_section(report: Report, tunings: Mapping[str, Tuning]) -> list[str]:
@@ -47,15 +46,15 @@ def _line(row: Row, tuning: Tuning, report: Report) -> list[str]:
 
 
 def _gain(row: Row, report: Report) -> str:
-    """Return how many times faster *row* is than the row of the default settings; nothing without either."""
+    """Return how many times faster *row* is than that of the default settings; ~ if not measured in the same rounds."""
     plain = report.rows.get(untuned(row.record.case).key)
-    ratio = plain.cost["latency_p50_s"] / row.cost["latency_p50_s"] if plain else math.nan
-    return cell.NOTHING if math.isnan(ratio) else f"{ratio:.2f}"
-
-
-def untuned(case: Case) -> Case:
-    """Return *case* with the default settings."""
-    return replace(case, variant=join_variants(*(part for part in case.variant.split("+") if part != TUNED)))
+    ours, theirs = row.record.timing, plain.record.timing if plain else None
+    if plain is None or ours is None or theirs is None:
+        return cell.NOTHING
+    if ours.group and ours.group == theirs.group:
+        gain = latency_ratio(theirs, ours)
+        return f"{gain.point:.2f} ({gain.low:.2f} to {gain.high:.2f})"
+    return f"~{plain.cost['latency_p50_s'] / row.cost['latency_p50_s']:.2f}"
 
 
 def _tried(each: Try) -> str:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from bench.answer import Opened, Scored
 from bench.control import CONTROL
-from bench.job import Job, load_network, load_test_images, write_reference
+from bench.job import Job, load_network, timed_images, write_reference
 from bench.knob import apply_settings, describe_settings
 from bench.machine_facts import Energy
 from bench.measure import Clock, stopwatch
 from bench.memory import PeakMeter, explain
-from bench.records import Parity, Scalar
+from bench.records import BUILD, Parity, Scalar
 from bench.saturate import IN_FLIGHT, Saturation
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bench.device_state import Reading
     from bench.drift_facts import Drift
     from bench.parity import Outputs
+    from lensing_models.data.store import Store
 
 #: Buffers of real test images that the timed calls take in turn.
 INPUT_BUFFERS = 8
@@ -39,7 +40,7 @@ class Bench:
     """The inside of a worker process: one session at a time."""
 
     def __init__(self, job: Job) -> None:
-        self._job, self._images = job, load_test_images(job.store)
+        self._job, self._images = job, timed_images(job)
         self._stack = ExitStack()
         self._session: Session | None = None
         self._opened: Opened | None = None
@@ -101,9 +102,8 @@ class Bench:
     def end_to_end(self, calls: int, most_s: float) -> tuple[tuple[float, ...], ...]:
         """Return the samples of each stage and of the whole [s]; see `bench.end_to_end.time_stages`."""
         from bench.end_to_end import time_stages
-        from lensing_models.data.store import open_store
 
-        store = open_store(self._job.store)
+        store = self._open_store()
         test = store.indices("test")
         batches = [store.stored(test[self._rows(turn).numpy()]) for turn in range(INPUT_BUFFERS)]
         return time_stages(self._open_session(), store, batches, self._case.device, calls=calls, most_s=most_s)
@@ -117,7 +117,6 @@ class Bench:
 
         from bench.drift import measure_quality
         from bench.parity import explain_not_finite, run_through
-        from lensing_models.data.store import open_store
         from lensing_models.metrics import score
         from lensing_models.registry import find_task
 
@@ -125,7 +124,7 @@ class Bench:
         np.save(self._job.outputs, outputs)
         if not np.isfinite(outputs).all():
             return Scored(failure=explain_not_finite(outputs))
-        labels, task = open_store(self._job.store).labels("test"), find_task(self._case.task)
+        labels, task = self._open_store().labels("test"), find_task(self._case.task)
         assert self._opened is not None
         return Scored(
             quality=score(task, outputs, labels),
@@ -148,13 +147,12 @@ class Bench:
         import numpy as np
 
         from bench.drift import measure_drift
-        from lensing_models.data.store import open_store
         from lensing_models.registry import find_task
 
         if self._job.reference is None:
             return None
         outputs, reference = np.load(self._job.outputs), np.load(self._job.reference)
-        return measure_drift(find_task(self._case.task), outputs, reference, open_store(self._job.store).labels("test"))
+        return measure_drift(find_task(self._case.task), outputs, reference, self._open_store().labels("test"))
 
     def warm_up(self) -> tuple[int, bool]:
         """Call until the times settle, and on CUDA the clocks; see `Clock.warm_up`."""
@@ -213,13 +211,20 @@ class Bench:
         facts = self.proof()
         if facts.get("threads") not in (None, self._case.threads):
             facts.setdefault("fallback", f"ran with {facts['threads']} threads, not {self._case.threads}")
-        if self._job.settings:
-            facts["settings"] = describe_settings(self._job.settings)
+        chosen = {name: value for name, value in self._job.settings.items() if name != BUILD}
+        facts |= {"settings": describe_settings(chosen)} if chosen else {}
+        facts |= {BUILD: self._job.settings[BUILD]} if BUILD in self._job.settings else {}
         return facts, digest.hexdigest()
 
     def proof(self) -> dict[str, Scalar]:
         """Return the session's evidence as it is."""
         return dict(self._open_session().evidence())
+
+    def _open_store(self) -> Store:
+        from lensing_models.data.store import open_store
+
+        assert self._job.store is not None, "an anchor is not scored"
+        return open_store(self._job.store)
 
     def _find_backend(self) -> Backend:
         """Return the backend of the case with its defaults."""

@@ -131,7 +131,7 @@ PRESETS: Mapping[str, Preset] = {
             saturated_share=0.25,
             end_to_end_calls=200,
             energy_s=30.0,
-            processes=5,
+            processes=6,
             builds=3,
         ),
     )

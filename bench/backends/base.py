@@ -89,7 +89,7 @@ class Backend(Protocol):
     One that has settings to choose has two, for the variant `tuned`: ``knobs(case)``, the values of each by name, the
     default first, and ``with_settings(settings)``, which returns a backend that prepares with those
     (`bench.knob.knobs_of`); the threads are the case's and need no word. One of whose artifact no two builds need be
-    alike has ``builds_differ = True``, and numbers them by the setting ``build``, from 0.
+    alike has ``builds_differ = True``, and numbers them by the setting ``build``, from 0, of ``with_settings``.
     """
 
     name: str
@@ -188,8 +188,9 @@ def new_streams(count: int) -> list[torch.cuda.Stream]:
 
 
 def divisions(case: Case) -> tuple[int, ...]:
-    """Return into how many equal requests, at most one a thread, a batch of *case* may be divided; 1 first."""
-    return tuple(count for count in range(1, case.threads + 1) if case.batch_size % count == 0)
+    """Return into how many requests of as many images and threads a batch of *case* may be divided; 1 first."""
+    counts = range(1, case.threads + 1)
+    return tuple(count for count in counts if case.batch_size % count == 0 == case.threads % count)
 
 
 def name_precision(weights: Iterable[torch.Tensor]) -> tuple[str, str]:

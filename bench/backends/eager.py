@@ -77,6 +77,7 @@ class EagerSession(TorchSession):
             "weight_dtypes": dtypes,
             "threads": torch.get_num_threads(),
             "memory_format": self._memory_format,
+            **({"cudnn_benchmark": torch.backends.cudnn.benchmark} if self._case.device == "cuda" else {}),
         }
 
 

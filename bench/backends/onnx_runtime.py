@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ WHY = {
 }
 #: Convolutions in the graph that a CPU session runs: in integers, and in float.
 INTEGER_CONVOLUTIONS, FLOAT_CONVOLUTIONS = ("QLinearConv", "ConvInteger"), ("Conv", "FusedConv")
+#: Whether idle threads spin: the key of its setting (onnxruntime_session_options_config_keys.h); the default is yes.
+SPINNING = "session.intra_op.allow_spinning"
 
 
 class OnnxRuntimeBackend:
@@ -98,7 +101,7 @@ def build_session(
 ) -> Any:  # onnxruntime is untyped
     """Return an InferenceSession of *path* on *provider* alone; write what it makes of the graph to *optimized*.
 
-    Of *settings* it takes `allow_spinning`, `graph_optimization` and `streams`, by which the threads are divided.
+    Of *settings* it takes `allow_spinning` and `graph_optimization`.
     """
     import onnxruntime
 
@@ -106,9 +109,8 @@ def build_session(
 
     onnxruntime.set_default_logger_severity(3)  # errors only; warnings of absent devices go
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = case.threads // int(chosen.get("streams") or 1)
-    if not chosen.get("allow_spinning", True):
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = case.threads
+    options.add_session_config_entry(SPINNING, str(int(bool(chosen.get("allow_spinning", True)))))
     if chosen.get("graph_optimization") == "extended":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.inter_op_num_threads = 1
@@ -129,7 +131,8 @@ class CpuSession(LocalSession):
 
     One `InferenceSession` serves every slot: its `run` may be called from several threads, allocates
     the outputs of each call, and all calls share its pool of threads. With the setting `streams` a batch
-    is divided among as many callers, which share the threads.
+    is divided among as many sessions, a caller each, and so are the threads: callers of one session would
+    share its pool unevenly.
     """
 
     def __init__(
@@ -142,25 +145,22 @@ class CpuSession(LocalSession):
         from bench.export import was_cached
 
         self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
-        self._path, self._case, self._facts = path, case, facts or {}
-        self._settings = settings or {}
-        self._streams = int(self._settings.get("streams") or 1)
-        self._callers = ThreadPoolExecutor(self._streams) if self._streams > 1 else None
-        self._session = build_session(path, case, "CPUExecutionProvider", settings=self._settings)
+        self._path, self._facts, self._settings = path, facts or {}, settings or {}
+        streams = int(self._settings.get("streams") or 1)
+        self._case = replace(case, threads=case.threads // streams)
+        self._sessions = [
+            build_session(path, self._case, "CPUExecutionProvider", settings=self._settings) for _ in range(streams)
+        ]
+        self._callers = ThreadPoolExecutor(streams) if streams > 1 else None
 
     def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
         """Return outputs (B, K) float32; the images are read in place."""
         import torch
 
         if self._callers is None:
-            return torch.from_numpy(self._run(images.numpy()))
-        parts = [part.numpy() for part in images.chunk(self._streams)]
-        return torch.cat([torch.from_numpy(part) for part in self._callers.map(self._run, parts)])
-
-    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        outputs: NDArray[np.float32]
-        (outputs,) = self._session.run(["outputs"], {"images": images})
-        return outputs
+            return torch.from_numpy(run_on_cpu(self._sessions[0], images.numpy()))
+        parts = [part.numpy() for part in images.chunk(len(self._sessions))]
+        return torch.cat([torch.from_numpy(part) for part in self._callers.map(run_on_cpu, self._sessions, parts)])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -174,16 +174,24 @@ class CpuSession(LocalSession):
 
         Its convolutions are counted in the graph that such a session makes of the file, which another one writes.
         """
-        facts = {**_evidence(self._session, self._path), **self._facts}
-        if self._streams > 1:
-            each = self._session.get_session_options().intra_op_num_threads
-            facts |= {"streams": self._streams, "threads": self._streams * each}
+        facts = {**_evidence(self._sessions[0], self._path), **self._facts, "streams": len(self._sessions)}
+        facts["threads"] = sum(session.get_session_options().intra_op_num_threads for session in self._sessions)
+        entry = self._sessions[0].get_session_options().get_session_config_entry
+        facts["allow_spinning"] = entry(SPINNING) == "1"
+        facts["graph_optimization"] = str(self._settings.get("graph_optimization", "all"))
         if self._case.precision != "int8":
             return facts
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             build_session(self._path, self._case, "CPUExecutionProvider", optimized, self._settings)
             return {**facts, **judge_convolutions(count_operations(optimized))}
+
+
+def run_on_cpu(session: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:  # onnxruntime is untyped
+    """Return what *session* answers to *images*."""
+    outputs: NDArray[np.float32]
+    (outputs,) = session.run(["outputs"], {"images": images})
+    return outputs
 
 
 def count_operations(path: Path) -> Counter[str]:
@@ -299,6 +307,8 @@ class CudaSession(LocalSession):
         if facts["precision"] == "fp32" and tf32 == "1":
             facts["precision"] = "tf32"
         graph = {"cuda_graph": "ONNX Runtime's own", "not_captured": self._own_graph} if self._own_graph else {}
+        chosen = self._sessions[0].get_provider_options()["CUDAExecutionProvider"]
+        facts |= {name: chosen.get(name) for name in ("cudnn_conv_algo_search", "prefer_nhwc")}
         return {**facts, "use_tf32": tf32, **graph}
 
 

@@ -61,7 +61,8 @@ class OpenVinoBackend:
 
     def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
         """Return into how many requests, a stream each, a batch is divided, and whether threads stay on a core."""
-        return {"streams": divisions(case), "cpu_pinning": (True, False)}
+        # None leaves it to the plugin, whose choice depends on the system and the kind of cores.
+        return {"streams": divisions(case), "cpu_pinning": (None, True, False)}
 
     def with_settings(self, settings: Mapping[str, Scalar]) -> OpenVinoBackend:
         """Return the backend that prepares with *settings*."""
@@ -89,7 +90,7 @@ class OpenVinoBackend:
             "NUM_STREAMS": max(slots, streams),
             "PERFORMANCE_HINT": "LATENCY" if max(slots, streams) == 1 else "THROUGHPUT",
         }
-        if "cpu_pinning" in self._settings:
+        if self._settings.get("cpu_pinning") is not None:
             options["ENABLE_CPU_PINNING"] = bool(self._settings["cpu_pinning"])
         compiled = core.compile_model(model, "CPU", options)
         return OpenVinoSession(compiled, path, case, slots, facts, streams)
@@ -160,6 +161,8 @@ class OpenVinoSession(LocalSession):
             **judge_convolutions(layers, hint, self._case.precision),
             "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
             "streams": self._compiled.get_property("NUM_STREAMS"),
+            "requests": len(self._requests[0]),
+            "cpu_pinning": self._compiled.get_property("ENABLE_CPU_PINNING"),
             **self._facts,
         }
 

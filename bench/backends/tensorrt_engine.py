@@ -137,6 +137,8 @@ class TensorRTSession(LocalSession):
         self.artifact_bytes, self.artifact_cached = len(engine.plan), engine.reused
         self._engine_facts: dict[str, Scalar] = {"engine_key": engine.key, "engine_reused": engine.reused}
         self._engine_facts["optimization_level"] = engine.optimization_level
+        if engine.had_timings is not None:
+            self._engine_facts["timing_cache"] = "used" if engine.had_timings else "empty"
         self._engine_facts.update(facts or {})
         self._host = host
         self._case = case

@@ -16,8 +16,6 @@ from bench.process import Oversight
 from bench.tune import tune
 from tests.bench.conftest import make_case
 
-KNOBS = {"wait_ms": (30, 50, 10), "broken": (False, True), "unheard_of": (0, 1)}
-
 
 def main(store: str, limit: str, out: str) -> None:
     interleave.FOREIGN_LIMIT = float(limit)
@@ -30,7 +28,7 @@ def main(store: str, limit: str, out: str) -> None:
         outputs=Path(out).parent / "outputs.npy",
         plan=BlockPlan(block_s=0.05, calls=3, discards=1, warmup_s=0.2),
     )
-    append_line(Path(out), tune(job, KNOBS, Oversight(stage_s=60.0), lambda text: None))
+    append_line(Path(out), tune(job, Oversight(stage_s=60.0), lambda text: None))
 
 
 if __name__ == "__main__":

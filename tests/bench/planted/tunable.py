@@ -13,7 +13,7 @@ from bench.records import Case, Scalar
 from lensing_models.network import LensNetwork
 
 #: What each build takes longer than the one before [s].
-BUILD_S = 0.01
+BUILD_S = 0.1
 
 
 class Tunable:

@@ -18,10 +18,11 @@ session = ort.InferenceSession("model.onnx", options, providers=["CPUExecutionPr
 name = session.get_inputs()[0].name
 batches = [np.ascontiguousarray(images[start : start + batch]) for start in range(0, len(images), batch)]
 
+np.save("answers.npy", session.run(None, {name: batches[0]})[0])
 for line in sys.stdin:
     times = []
-    for call in range(int(line)):
+    for call in range(3 + int(line)):
         start = time.perf_counter()
         session.run(None, {name: batches[call % len(batches)]})
         times.append(time.perf_counter() - start)
-    print(statistics.median(times), flush=True)
+    print(statistics.median(times[3:]), flush=True)

@@ -16,10 +16,11 @@ settings = {"INFERENCE_PRECISION_HINT": sys.argv[5], "INFERENCE_NUM_THREADS": th
 request = ov.Core().compile_model("model.onnx", "CPU", settings).create_infer_request()
 batches = [np.ascontiguousarray(images[start : start + batch]) for start in range(0, len(images), batch)]
 
+np.save("answers.npy", request.infer([batches[0]], share_inputs=True)[0])
 for line in sys.stdin:
     times = []
-    for call in range(int(line)):
+    for call in range(3 + int(line)):
         start = time.perf_counter()
         request.infer([batches[call % len(batches)]], share_inputs=True)
         times.append(time.perf_counter() - start)
-    print(statistics.median(times), flush=True)
+    print(statistics.median(times[3:]), flush=True)

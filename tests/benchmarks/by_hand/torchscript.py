@@ -15,11 +15,12 @@ batches = [torch.from_numpy(images[start : start + batch]) for start in range(0,
 with torch.no_grad():
     model = torch.jit.freeze(torch.jit.trace(network, batches[0]))
 
+np.save("answers.npy", model(batches[0]).detach().numpy())
 for line in sys.stdin:
     times = []
     with torch.inference_mode():
-        for call in range(int(line)):
+        for call in range(3 + int(line)):
             start = time.perf_counter()
             model(batches[call % len(batches)])
             times.append(time.perf_counter() - start)
-    print(statistics.median(times), flush=True)
+    print(statistics.median(times[3:]), flush=True)
