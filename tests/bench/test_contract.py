@@ -11,7 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -121,8 +121,18 @@ def test_two_slots_hold_two_requests(case: Case, build: Build, workdir: Path) ->
     assert compare(together, apart, "bf16").error <= 1e-5
 
 
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """Give torch back the threads that it had."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @every_cell
-def test_every_setting_gives_the_same_outputs_in_every_slot(case: Case, build: Build, workdir: Path) -> None:
+def test_every_setting_gives_the_same_outputs_in_every_slot(
+    case: Case, build: Build, workdir: Path, own_threads: None
+) -> None:
     images = lens_like_images(4)
     backend, asked = known_backends()[case.backend], replace(case, threads=2)
     alternatives = [{name: value} for name, values in knobs_of(asked, backend).items() for value in values[1:]]
@@ -132,6 +142,7 @@ def test_every_setting_gives_the_same_outputs_in_every_slot(case: Case, build: B
     for settings in alternatives:
         chosen, changed = apply_settings(backend, asked, settings)
         network = build(case.architecture, case.task)
+        torch.set_num_threads(changed.threads)
         with chosen.prepare(network, changed, workdir, slots=2) as session:
             answers = [run_through(session, images, changed, slot) for slot in (0, 1)]
             evidence = session.evidence()

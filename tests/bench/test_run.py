@@ -296,7 +296,7 @@ def test_a_tuned_row_stands_beside_the_default_one_or_says_why_not(bench: Bench)
         assert "| wait_ms=10 |" in (bench.cwd / "tuned" / "report.md").read_text(encoding="utf-8")
     else:
         assert rows["tuned"].reason.startswith(NOTHING_FASTER if tuning.is_timed else NOT_SEARCHED)
-    again = bench.run("tuned", "--resume")
+    again = bench.run("tuned", "--threads", "1", "--resume")
     assert again.returncode == 0, again.stderr
     # What is known stands; what could not be searched is searched again.
     searches = list(read_lines(bench.cwd / "tuned" / "tuning.jsonl", Tuning))

@@ -191,12 +191,11 @@ def judge(title: str, found: Sequence[Pair]) -> str:
     point, low, high = (math.exp(float(means.mean()) + shift) for shift in (0.0, -width, width))
     theirs_ms = 1e3 * statistics.median(pair.theirs_s for pair in clean)
     is_beyond = low > 1 + DEMAND or high < 1 - DEMAND
-    verdict = "BEYOND 2 %" if is_beyond else "within" if max(high - 1, 1 - low) <= DEMAND else "within, not surely"
-    print(
-        f"{title}: by hand {theirs_ms:.3f} ms, ours/by hand {point:.4f} ({low:.4f} to {high:.4f}; "
-        f"{len(clean)} of {len(found)} pairs): {verdict if is_beyond or abs(point - 1) <= DEMAND else 'beyond, not surely'}",
-        flush=True,
-    )
+    is_sure = is_beyond or max(high - 1, 1 - low) <= DEMAND
+    place = "beyond" if abs(point - 1) > DEMAND else "within"
+    counted = f"{len(clean)} of {len(found)} pairs"
+    said = f"by hand {theirs_ms:.3f} ms, ours/by hand {point:.4f} ({low:.4f} to {high:.4f}; {counted})"
+    print(f"{title}: {said}: {place} {DEMAND:.0%}{'' if is_sure else ', not surely'}", flush=True)
     return "beyond" if is_beyond else "within"
 
 
