@@ -151,7 +151,7 @@ def test_rows_are_judged_anew_at_other_margins() -> None:
     record = ok("onnx", 0.01, dataclasses.replace(LOST))
 
     verdicts = [
-        next(iter(make_rows([record], {"accuracy": margin, "auc": margin})[0].values())).drift_verdict
+        next(iter(make_rows([record], {"accuracy": margin, "auc": margin}, {})[0].values())).drift_verdict
         for margin in (0.001, 0.025, 0.1)
     ]
 
