@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.answer import Opened, Scored
 from bench.drift_facts import Drift, Estimate
 from bench.job import Job
-from bench.knob import Settings
+from bench.knob import Settings, untuned
 from bench.largest import Largest
 from bench.parity import PARITY_IMAGES, worse_of
 from bench.process import Oversight, Worker, WorkerError
@@ -126,12 +126,15 @@ def score_together(
 ) -> dict[str, Crew | WorkerError]:
     """Start a worker for each of *jobs*, score it and compare it with the reference; nothing is timed yet.
 
+    Those that differ in their settings alone, a tuned case and the default one, share what was scored, once and
+    with the defaults: the answers of the other are held against it when its session is opened.
+
     On a CPU as many work at a time as a case has threads, with one thread each: the same cores, and
     none waits for another. A batch of one image gains little from a second thread.
 
     Args:
         jobs: One for each worker, all of one network.
-        scored: Records of an earlier attempt by worker key; such workers are not scored again.
+        scored: Records of an earlier attempt by the worker key of the default one; such workers are not scored again.
         with_reference: Whether the reference outputs are computed, among the rest; if not, they are there.
         say: Told what begins.
         oversight: What each worker may take.
@@ -141,18 +144,20 @@ def score_together(
     """
     case = jobs[0].case
     slots, threads = (case.threads, 1) if case.device == "cpu" else (1, case.threads)
-    workers = {job.case.worker_key: Worker(job, oversight) for job in jobs}
+    scoring: dict[str, Job] = {}
+    for job in jobs:
+        scoring.setdefault(untuned(job.case).worker_key, replace(job, settings={}))
+    workers = {name: Worker(job, oversight) for name, job in scoring.items()}
     helper = Worker(jobs[0], oversight) if with_reference else None
 
     def compute_reference(helper: Worker) -> None:
         say(f"reference {case.task}/{case.network}")
         helper.ask("reference", threads)
 
-    def score(job: Job) -> Scored:
-        key = job.case.worker_key
-        say(f"score {key}")
-        workers[key].ask("open", job.case.batch_size, threads, 0)
-        answer: Scored = workers[key].ask("score")
+    def score(name: str) -> Scored:
+        say(f"score {name}")
+        workers[name].ask("open", scoring[name].case.batch_size, threads, 0)
+        answer: Scored = workers[name].ask("score")
         return answer
 
     with ThreadPoolExecutor(slots) as pool, ExitStack() as abandon:
@@ -161,7 +166,7 @@ def score_together(
             abandon.callback(worker.kill)
         abandon.callback(pool.shutdown, wait=False, cancel_futures=True)
         reference = pool.submit(compute_reference, helper) if helper else None
-        futures = {key: pool.submit(score, job) for job in jobs if (key := job.case.worker_key) not in scored}
+        futures = {name: pool.submit(score, name) for name in scoring if name not in scored}
         for future in (reference, *futures.values()):
             if future:
                 future.exception()
@@ -169,15 +174,26 @@ def score_together(
     if helper:
         helper.close()
     answers: dict[str, Crew | WorkerError] = {}
-    for key, worker in workers.items():
+    for name, worker in workers.items():
         try:
             if reference and (failure := reference.exception()):
                 raise WorkerError(f"no reference outputs: {failure}")
-            answers[key] = _crew_of_earlier(worker, scored[key]) if key in scored else _crew_of(worker, futures[key])
+            answers[name] = (
+                _crew_of_earlier(worker, scored[name]) if name in scored else _crew_of(worker, futures[name])
+            )
         except WorkerError as error:
             worker.close()
-            answers[key] = error
-    return answers
+            answers[name] = error
+    return {
+        job.case.worker_key: _with_own_worker(answers[untuned(job.case).worker_key], job, oversight) for job in jobs
+    }
+
+
+def _with_own_worker(answer: Crew | WorkerError, job: Job, oversight: Oversight) -> Crew | WorkerError:
+    """Return *answer*; a crew whose worker is that of *job*, which another one may have been scored for."""
+    if isinstance(answer, WorkerError) or answer.worker.job.case.worker_key == job.case.worker_key:
+        return answer
+    return replace(answer, worker=Worker(job, oversight))
 
 
 def _crew_of(worker: Worker, future: Future[Scored]) -> Crew:

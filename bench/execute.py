@@ -21,7 +21,7 @@ from bench.measure import utc_now
 from bench.passes import measure_passes
 from bench.plan import PlannedCase, split_sets
 from bench.preliminary import Preliminaries
-from bench.process import Oversight, Worker, WorkerError
+from bench.process import Oversight, WorkerError
 from bench.provision import Provision
 from bench.recorder import Recorder
 from bench.records import BUILD, Case, Parity, RunRecord
@@ -29,7 +29,7 @@ from bench.run_folder import RunFolder
 from bench.scenario import PlannedScenario
 from bench.scenario_pass import ScenarioPass
 from bench.sizes import Sizes
-from bench.tune import NOTHING_FASTER, Tuner
+from bench.tune import Tuner
 from lensing_models.progress import ProgressLine
 
 #: Live workers beside the anchors. On a CPU a network has eleven (eager, TorchScript, inductor, AOTInductor and
@@ -81,7 +81,7 @@ class Execution:
             if planned.skip_reason:
                 self._recorder.skip(planned.case, planned.skip_reason)
         todo = [planned.case for planned in pending if not planned.skip_reason]
-        scored = {record.case.worker_key: record for record in finished.values() if record.quality}
+        scored = {untuned(record.case).worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
             if self._sizes.timed:
                 ready = [case for case in todo if (case.task, case.network) in self._provision.checkpoints]
@@ -109,7 +109,7 @@ class Execution:
             for key, record in self._folder.finished().items()
             if (record.status == "ok" and (record.timing or not self._sizes.timed))
             or (record.status == "skipped" and record.reason == reasons.get(key))
-            or record.reason.startswith(NOTHING_FASTER)
+            or (record.status == "skipped" and self._tuner.keeps_defaults(record.case))
         }
         for key, record in stands.items():
             now = self._recorder.blank(record.case) if key in reasons and record.status == "ok" else record
@@ -120,7 +120,8 @@ class Execution:
     def _run_pair(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> None:
         """Measure one network on one task, its workers in as few sets as `MOST_WORKERS` allows."""
         if self._provision.checkpoints.get((cases[0].task, cases[0].network)) is None:
-            self._fail_all(cases, "the fit of its network failed and left no checkpoint")
+            for case in cases:
+                self._fail(case, "the fit of its network failed and left no checkpoint")
             return
         if self._sizes.timed:
             self._flop[cases[0].task, cases[0].network] = self._preliminaries.count_flop(cases[0], self._line.say)
@@ -147,21 +148,10 @@ class Execution:
         first: dict[str, Case] = {}
         for case in cases:
             first.setdefault(case.worker_key, case)
-        # A tuned one's answers are held against the default one's, whose worth is told for both.
-        plain = {key: untuned(case).worker_key for key, case in first.items()}
-        jobs = [self._job(case) for key, case in first.items() if plain[key] == key or plain[key] not in first]
+        jobs = [self._job(case) for case in first.values()]
         answers = score_together(
-            [replace(job, settings={}) for job in jobs],
-            scored={**scored, **{key: scored[name] for key, name in plain.items() if name in scored}},
-            with_reference=with_reference,
-            say=self._line.say,
-            oversight=self._oversight,
+            jobs, scored=scored, with_reference=with_reference, say=self._line.say, oversight=self._oversight
         )
-        for key, case in first.items():
-            known = answers[plain[key]] if key not in answers else answers[key]
-            if key not in answers and isinstance(known, Crew):
-                known = replace(known, worker=Worker(self._job(case), self._oversight))
-            answers[key] = known
         crews = {key: answer for key, answer in answers.items() if isinstance(answer, Crew)}
         try:
             for case in cases:
@@ -290,10 +280,6 @@ class Execution:
         flop = self._flop.get((case.task, case.network))
         self._recorder.complete(case, crew, findings, timing=timing, flop_per_image=flop)
         self._line.advance(case.key)
-
-    def _fail_all(self, cases: Sequence[Case], reason: str, parity: Parity | None = None) -> None:
-        for case in cases:
-            self._fail(case, reason, parity)
 
     def _fail(self, case: Case, reason: str, parity: Parity | None = None) -> None:
         self._recorder.fail(case, reason, parity)

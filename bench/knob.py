@@ -59,6 +59,11 @@ class Tuning:
         """Return whether any try has a time."""
         return any(not math.isnan(each.ratio) for each in self.tries)
 
+    @property
+    def keeps_defaults(self) -> bool:
+        """Return whether it is known that nothing tried was faster than the defaults."""
+        return self.is_timed and not self.settings
+
 
 def knobs_of(case: Case, backend: Backend) -> dict[str, tuple[Scalar, ...]]:
     """Return the values of each setting of *backend* that may be chosen for *case*, the default first.

@@ -213,6 +213,22 @@ def resolve_threads(threads: int | None) -> int:
     return threads
 
 
+def resolve_builds(builds: int | None, processes: int, preset: int) -> int:
+    """Return *builds*, or where that is None the *preset*'s if *processes* divide among them evenly, or one.
+
+    Raises:
+        ValueError: If *processes* do not divide evenly among *builds*.
+    """
+    if builds is None:
+        return preset if processes % preset == 0 else 1
+    if builds < 1 or processes % builds:
+        raise ValueError(
+            f"--builds {builds}: the processes that time a case are divided among its builds, and there are "
+            f"{processes}; give --processes as well"
+        )
+    return builds
+
+
 def split_sets(workers: Sequence[str], most: int) -> list[list[str]]:
     """Return *workers*, those of one network, cut in order into as few even sets as *most* allows."""
     count = -(-len(workers) // most)

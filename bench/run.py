@@ -9,19 +9,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.backends import known_backends
 from bench.backends.base import has_nvidia_driver
 from bench.margin import parse_margins
-from bench.plan import Sweep, expand_sweep, resolve_threads
+from bench.plan import Sweep, expand_sweep, resolve_builds, resolve_threads
 from bench.scenario import suits
-from bench.sizes import choose_sizes, count_builds
 from lensing_models.command_line import Parser, run_main
 from lensing_models.preset import PRESETS, Preset
-
-if TYPE_CHECKING:
-    from bench.records import RunRecord
 
 
 def main() -> None:
@@ -124,6 +119,7 @@ def kept_options(options: argparse.Namespace) -> dict[str, object]:
 def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str], device: str, threads: int) -> int:
     """Provide, measure and report *sweep*; return the exit code."""
     # Imported late: listing the plan needs none of it.
+    from bench.ending import tell
     from bench.environment import describe_environment
     from bench.execute import Execution
     from bench.level import LEVELS, recall, remember
@@ -133,6 +129,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     from bench.report import write_page, write_report
     from bench.run_folder import RunFolder, anchor_medians
     from bench.scenario import EFFORTS, plan_scenarios
+    from bench.sizes import choose_sizes
     from bench.timetable import Timetable, add_up
 
     timetable = Timetable()
@@ -197,43 +194,6 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
     return tell(out, sweep, strict=options.strict)
 
 
-def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
-    """Print the tables of the run in *out*, and return the exit code."""
-    from rich.console import Console
-
-    from bench.json_lines import read_lines
-    from bench.records import RunRecord
-    from bench.report import build_report, print_tables
-    from bench.run_folder import read_scenarios
-
-    # In a log there is no width to obey; 80 columns would cut every name.
-    print_tables(build_report(out), Console(width=None if sys.stdout.isatty() else 150))
-    planned = {planned.case.key for planned in sweep.cases}
-    records = {record.case.key: record for record in read_lines(out / "records.jsonl", RunRecord)}
-    statuses = [record.status for key, record in records.items() if key in planned]
-    driven = [
-        record.status
-        for (key, scenario), record in read_scenarios(out).items()
-        if key in planned and scenario in sweep.scenarios
-    ]
-    scenarios = f"; scenarios: {count_statuses(driven)}" if driven else ""
-    print(f"{count_statuses(statuses)}{scenarios}; report: {out / 'report.md'}")
-    is_lacking = "skipped" in driven or any(map(lacks, (records[key] for key in planned & records.keys())))
-    return int("failed" in {*statuses, *driven} or (strict and is_lacking))
-
-
-def lacks(record: RunRecord) -> bool:
-    """Return whether *record* is of a case that was not run, but for a tuned one that would be the default one."""
-    from bench.tune import NOTHING_FASTER
-
-    return record.status == "skipped" and not record.reason.startswith(NOTHING_FASTER)
-
-
-def count_statuses(statuses: Sequence[str]) -> str:
-    """Return how many of *statuses* are what, e.g. ``3 ok, 1 skipped, 0 failed``."""
-    return ", ".join(f"{statuses.count(status)} {status}" for status in ("ok", "skipped", "failed"))
-
-
 def print_plan(sweep: Sweep) -> None:
     """Print one line a case: its key, and why it would be skipped or what scenarios it would be driven with."""
     for planned in sweep.cases:
@@ -267,7 +227,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError("--verify times nothing, and --scenarios needs the times; leave one of them out")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to complete")
-    count_builds(preset, options)
+    resolve_builds(options.builds, options.processes or preset.processes, preset.builds)
     parse_margins(options.margin)
 
 

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from bench.json_lines import append_line, from_json, read_lines, to_json
 from bench.knob import Tuning
-from bench.records import Block, Environment, RunRecord, ScenarioRecord
+from bench.records import Block, Environment, RunRecord
+from bench.scenario_record import ScenarioRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

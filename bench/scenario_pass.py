@@ -14,9 +14,10 @@ from bench.crew import compared_images
 from bench.job import Job
 from bench.measure import LoadMeter, utc_now
 from bench.process import Oversight, Worker, WorkerError
-from bench.records import Case, ScenarioRecord, Status
+from bench.records import Case, Status
 from bench.run_folder import RunFolder, read_scenarios
 from bench.scenario import PlannedScenario
+from bench.scenario_record import ScenarioRecord
 from lensing_models.progress import ProgressLine
 
 

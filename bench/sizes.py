@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.experiment import Extras
 from bench.interleave import Limits
 from bench.measure import BlockPlan
+from bench.plan import resolve_builds
 from lensing_models.preset import Preset
 
 
@@ -52,25 +53,8 @@ def choose_sizes(preset: Preset, options: argparse.Namespace) -> Sizes:
         timed=not options.verify,
         energy_s=preset.energy_s,
         processes=options.processes or preset.processes,
-        builds=count_builds(preset, options),
+        builds=resolve_builds(options.builds, options.processes or preset.processes, preset.builds),
     )
-
-
-def count_builds(preset: Preset, options: argparse.Namespace) -> int:
-    """Return the number of builds: what was asked for, or the preset's if the processes divide among them, or one.
-
-    Raises:
-        ValueError: If the processes do not divide evenly among those that are asked for.
-    """
-    processes = options.processes or preset.processes
-    if options.builds is None:
-        return preset.builds if processes % preset.builds == 0 else 1
-    if options.builds < 1 or processes % options.builds:
-        raise ValueError(
-            f"--builds {options.builds}: the processes that time a case are divided among its builds, and there are "
-            f"{processes}; give --processes as well"
-        )
-    return int(options.builds)
 
 
 def choose_extras(preset: Preset, case_s: float, options: argparse.Namespace) -> Extras:

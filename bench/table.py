@@ -12,7 +12,8 @@ from bench.level import review_rows
 from bench.margin import DriftVerdict, judge_drift, read_margins
 from bench.metrics import COST_METRICS, known_cost_metrics
 from bench.pareto import Directed, Point, frontier
-from bench.records import Environment, RunRecord, ScenarioRecord, Validity
+from bench.records import Environment, RunRecord, Validity
+from bench.scenario_record import ScenarioRecord
 from bench.statistic import judge
 from lensing_models.metrics import known_metrics
 from lensing_models.registry import explain_unknown

@@ -64,14 +64,12 @@ class Engine:
         key: Digest of everything that it was made from.
         plan: TensorRT's serialized form.
         reused: Whether it was found on the disk instead of being built.
-        optimization_level: How long the builder searched.
         had_timings: Whether it was built with times of kernels that earlier builds had left; None for a reused one.
     """
 
     key: str
     plan: bytes
     reused: bool
-    optimization_level: int = DEFAULT_LEVEL
     had_timings: bool | None = None
 
 
@@ -89,19 +87,18 @@ def find_or_build(onnx_file: Path, arguments: BuildArguments, host: EngineHost, 
     """
     key = engine_key(hashlib.sha256(onnx_file.read_bytes()).hexdigest(), arguments, host)
     path = workdir / f"{key}.plan"
-    level = arguments.optimization_level
     workdir.mkdir(parents=True, exist_ok=True)
     # One builder at a time: two on a GPU would disturb each other's times of the kernels.
     with FileLock(workdir / "tensorrt.lock"):
         plan = read_plan(path)
         if plan is not None:
-            return Engine(key=key, plan=plan, reused=True, optimization_level=level)
+            return Engine(key=key, plan=plan, reused=True)
         timings = timing_file(arguments, host, workdir)
         known = read_plan(timings) or b""
         plan, timed = build_plan(onnx_file, arguments, known)
         write_plan(path, plan)
         write_plan(timings, timed)
-        return Engine(key=key, plan=plan, reused=False, optimization_level=level, had_timings=bool(known))
+        return Engine(key=key, plan=plan, reused=False, had_timings=bool(known))
 
 
 def timing_file(arguments: BuildArguments, host: EngineHost, workdir: Path) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from bench.backends import known_backends
 from bench.interleave import Limits, Member, measure_group
 from bench.job import Job
-from bench.knob import THREADS, Settings, Try, Tuning, apply_settings, knobs_of
+from bench.knob import Settings, Try, Tuning, apply_settings, knobs_of
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import BUILD, Block, Case, Scalar
 from bench.run_folder import RunFolder, read_tunings
@@ -52,6 +52,10 @@ class Tuner:
         """Return the settings that a search for *case* has found; empty if there was none, or nothing was faster."""
         return self._known[case.key].settings if case.key in self._known else {}
 
+    def keeps_defaults(self, case: Case) -> bool:
+        """Return whether a search has found nothing faster for *case*, which then has no row of its own."""
+        return case.key in self._known and self._known[case.key].keeps_defaults
+
     def find(self, case: Case, say: Callable[[str], None]) -> Settings:
         """Return the fastest settings of *case*, searched unless they are known; *say* is told what begins.
 
@@ -71,7 +75,7 @@ class Tuner:
         """Return why *case*, for which nothing was found, has no row."""
         found = self._known[case.key]
         failures = list(dict.fromkeys(each.failure for each in found.tries if each.failure))
-        if not found.is_timed:
+        if not found.keeps_defaults:
             return f"{NOT_SEARCHED}: {'; '.join(failures) or 'there is nothing to choose'}"
         lost = sum(bool(each.failure) for each in found.tries)
         return f"{NOTHING_FASTER} ({len(found.tries)} tried" + (f", {lost} without a time)" if lost else ")")
@@ -119,7 +123,7 @@ def choices(case: Case, name: str, best: Settings) -> tuple[Scalar, ...]:
     What can be chosen may depend on what was: with one thread a batch is not divided.
     """
     backend, changed = apply_settings(known_backends()[case.backend], case, best)
-    return knobs_of(changed if name != THREADS else case, backend).get(name, ())[1:]
+    return knobs_of(changed, backend).get(name, ())[1:]
 
 
 def challenge(job: Job, holder: Worker, settings: Settings, oversight: Oversight) -> tuple[Worker | None, Try]:

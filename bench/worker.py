@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.answer import Opened, Scored
 from bench.control import CONTROL
+from bench.inputs import Rotation
 from bench.job import Job, load_network, timed_images, write_reference
 from bench.knob import apply_settings, describe_settings
 from bench.machine_facts import Energy
@@ -22,8 +23,6 @@ from bench.records import BUILD, Parity, Scalar
 from bench.saturate import IN_FLIGHT, Saturation
 
 if TYPE_CHECKING:
-    import torch
-
     from bench.arrival import Outcome
     from bench.backends.base import Backend, Session
     from bench.ceiling import Size
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from bench.drift_facts import Drift
     from bench.parity import Outputs
     from lensing_models.data.store import Store
-
-#: Buffers of real test images that the timed calls take in turn.
-INPUT_BUFFERS = 8
 
 
 class Bench:
@@ -63,7 +59,7 @@ class Bench:
         outputs, parity, failure = None, None, ""
         with PeakMeter(self._case.device) as memory:
             session, prepare_s = self._prepare(slots=1)
-            first_inference_s = Clock(session, [self._input(0)], self._job.plan).call()
+            first_inference_s = Clock(session, [self._inputs().buffer(0)], self._job.plan).call()
             if compared:
                 outputs = run_through(session, self._images[:compared], self._case)
         if outputs is not None:
@@ -96,7 +92,7 @@ class Bench:
         session, _ = self._prepare(slots=IN_FLIGHT)
         answers = [run_through(session, self._images[:compared], self._case, slot) for slot in range(IN_FLIGHT)]
         failure = next(filter(None, map(self._disagreement, answers)), "")
-        self._clock = self._stack.enter_context(Saturation(session, self._inputs(), self._job.plan))
+        self._clock = self._stack.enter_context(Saturation(session, self._inputs().buffers(), self._job.plan))
         return failure
 
     def end_to_end(self, calls: int, most_s: float) -> tuple[tuple[float, ...], ...]:
@@ -105,7 +101,7 @@ class Bench:
 
         store = self._open_store()
         test = store.indices("test")
-        batches = [store.stored(test[self._rows(turn).numpy()]) for turn in range(INPUT_BUFFERS)]
+        batches = [store.stored(test[rows.numpy()]) for rows in self._inputs().rows()]
         return time_stages(self._open_session(), store, batches, self._case.device, calls=calls, most_s=most_s)
 
     def score(self) -> Scored:
@@ -206,7 +202,7 @@ class Bench:
         A runtime that says it used another number of threads than the case's did something else.
         """
         digest = hashlib.sha256()
-        for buffer in self._inputs():
+        for buffer in self._inputs().buffers():
             digest.update(buffer.cpu().numpy().tobytes())
         facts = self.proof()
         if facts.get("threads") not in (None, self._case.threads):
@@ -255,23 +251,12 @@ class Bench:
 
         return contradict(self._job.outputs, outputs, self._job.reference)
 
-    def _inputs(self) -> list[torch.Tensor]:
-        """Return the rotated buffers: consecutive test images, wrapped round where they run out."""
-        return [self._input(turn) for turn in range(INPUT_BUFFERS)]
-
-    def _input(self, turn: int) -> torch.Tensor:
-        return self._images[self._rows(turn)].contiguous().to(self._case.device)
-
-    def _rows(self, turn: int) -> torch.Tensor:
-        """Return which test images the buffer *turn* holds."""
-        import torch
-
-        batch = self._case.batch_size
-        return (torch.arange(batch) + turn * batch) % len(self._images)
+    def _inputs(self) -> Rotation:
+        return Rotation(self._images, self._case)
 
     def _open_clock(self) -> Clock | Saturation:
         """Return what times the open session; made late, for a large batch may have no room for the buffers."""
-        self._clock = self._clock or Clock(self._open_session(), self._inputs(), self._job.plan)
+        self._clock = self._clock or Clock(self._open_session(), self._inputs().buffers(), self._job.plan)
         return self._clock
 
     def _latency_clock(self) -> Clock:

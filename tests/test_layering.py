@@ -27,6 +27,7 @@ TELLING = (
     "bench.plan",
     "bench.scenario",
     "bench.scenario_page",
+    "bench.scenario_record",
     "bench.margin",
     "bench.drift",
     "bench.drift_page",
@@ -35,11 +36,12 @@ TELLING = (
     "bench.tune_page",
 )
 BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export", "bench.quantize"}
-#: What a backend needs as its second module: the builder of TensorRT engines, the settings of torch's compiler.
+#: What a backend needs as its second module: the builder of TensorRT engines, what torch's compiler is told, sessions.
 OWN_MODULE = {
     "tensorrt_engine": {"bench.tensorrt_build"},
     "inductor": {"bench.inductor_build"},
     "aoti": {"bench.inductor_build"},
+    "onnx_runtime": {"bench.onnx_session"},
 }
 
 

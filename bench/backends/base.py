@@ -121,6 +121,17 @@ class Backend(Protocol):
         ...
 
 
+class Tunable:
+    """What a backend with settings to choose shares: it is made anew with those that were chosen."""
+
+    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
+        self._settings = dict(settings or {})
+
+    def with_settings(self, settings: Mapping[str, Scalar]) -> Self:
+        """Return the backend that prepares with *settings*."""
+        return type(self)(settings)
+
+
 class LocalSession:
     """What most sessions share: nothing to free, nothing to wait for, no file."""
 

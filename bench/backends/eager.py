@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.backends.base import Availability, TorchSession, installed, name_precision, name_tf32, refuse_by_table
+from bench.backends.base import (
+    Availability,
+    TorchSession,
+    Tunable,
+    installed,
+    name_precision,
+    name_tf32,
+    refuse_by_table,
+)
 from bench.records import Case, Scalar
 from lensing_models.precision import set_tf32
 
@@ -16,7 +24,7 @@ if TYPE_CHECKING:
     from lensing_models.network import LensNetwork
 
 
-class EagerBackend:
+class EagerBackend(Tunable):
     """PyTorch without compilation."""
 
     name = "eager"
@@ -24,9 +32,6 @@ class EagerBackend:
         "cpu": ("fp32", "bf16"),
         "cuda": ("fp32", "fp16", "tf32", "bf16"),
     }
-
-    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
-        self._settings = dict(settings or {})
 
     def probe(self, device: str) -> Availability:
         """Return the version of torch."""
@@ -41,10 +46,6 @@ class EagerBackend:
         formats: dict[str, tuple[Scalar, ...]] = {"memory_format": ("channels_last", "contiguous")}
         return formats if case.device == "cpu" else {**formats, "cudnn_benchmark": (False, True)}
 
-    def with_settings(self, settings: Mapping[str, Scalar]) -> EagerBackend:
-        """Return the backend that prepares with *settings*."""
-        return EagerBackend(settings)
-
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> EagerSession:
         """Cast and move *network*; nothing is built and no file is written."""
         import torch
@@ -54,18 +55,17 @@ class EagerBackend:
         set_tf32(case.device, allowed=case.precision == "tf32")
         torch.backends.cudnn.benchmark = bool(self._settings.get("cudnn_benchmark", False))
         ready = network.set_compute_dtype(compute_dtype(case.precision)).to(case.device)
-        memory_format = str(self._settings.get("memory_format", "channels_last"))
-        if memory_format == "channels_last":
+        if self._settings.get("memory_format", "channels_last") == "channels_last":
             ready = ready.to(memory_format=torch.channels_last)
-        return EagerSession(ready, case, slots, memory_format)
+        return EagerSession(ready, case, slots)
 
 
 class EagerSession(TorchSession):
     """A module run layer by layer."""
 
-    def __init__(self, module: torch.nn.Module, case: Case, slots: int, memory_format: str) -> None:
+    def __init__(self, module: torch.nn.Module, case: Case, slots: int) -> None:
         super().__init__(module, case, slots)
-        self._module, self._memory_format = module, memory_format
+        self._module = module
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the dtypes of the weights, the TF32 flags and torch's thread count."""
@@ -76,9 +76,19 @@ class EagerSession(TorchSession):
             "precision": name_tf32(precision, self._case.device),
             "weight_dtypes": dtypes,
             "threads": torch.get_num_threads(),
-            "memory_format": self._memory_format,
+            "memory_format": name_memory_format(self._module),
             **({"cudnn_benchmark": torch.backends.cudnn.benchmark} if self._case.device == "cuda" else {}),
         }
+
+
+def name_memory_format(module: torch.nn.Module) -> str:
+    """Return how the weights of *module* of four dimensions lie: ``channels_last`` if all do, or ``contiguous``.
+
+    By their strides, as torch chooses its kernels: depthwise and 1 x 1 weights lie in memory either way.
+    """
+    shapes = [(weight.shape, weight.stride()) for weight in module.parameters() if weight.dim() == 4]
+    is_last = all(strides == (c * h * w, 1, c * w, c) for (_, c, h, w), strides in shapes)
+    return "channels_last" if is_last else "contiguous"
 
 
 BACKEND = EagerBackend()

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
-from bench.backends.base import Availability, TorchSession, name_precision, name_tf32, refuse_by_table
+from bench.backends.base import Availability, TorchSession, Tunable, name_precision, name_tf32, refuse_by_table
 from bench.inductor_build import compile_settings, make_ready, probe_compiler, use_cache_in
 from bench.records import Case, Scalar
 
@@ -26,7 +26,7 @@ CALLS = {
 }
 
 
-class InductorBackend:
+class InductorBackend(Tunable):
     """`torch.compile` for one batch size; a graph break is an error, not a slower network."""
 
     name = "inductor"
@@ -35,9 +35,6 @@ class InductorBackend:
         "cpu": ("fp32", "bf16"),
         "cuda": ("fp32", "fp16", "tf32", "bf16"),
     }
-
-    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
-        self._settings = dict(settings or {})
 
     def probe(self, device: str) -> Availability:
         """Return the version of torch; its compiler needs one for C++, and on CUDA triton."""
@@ -50,10 +47,6 @@ class InductorBackend:
     def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
         """Return on CUDA whether kernels are chosen by timing them, which takes minutes more."""
         return {"max_autotune": (False, True)} if case.device == "cuda" else {}
-
-    def with_settings(self, settings: Mapping[str, Scalar]) -> InductorBackend:
-        """Return the backend that prepares with *settings*."""
-        return InductorBackend(settings)
 
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> InductorSession:
         """Compile *network* by a first call; inductor's cache has the kernels that were compiled before.

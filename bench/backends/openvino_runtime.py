@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.backends.base import Availability, LocalSession, divisions, installed, refuse_by_table
+from bench.backends.base import Availability, LocalSession, Tunable, divisions, installed, refuse_by_table
 from bench.quantize import OPENVINO, quantized_file, variants_of
 from bench.records import Case, Scalar
 
@@ -37,14 +37,11 @@ def the_core() -> Any:  # openvino is untyped
     return openvino.Core()
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Tunable):
     """OpenVINO compiles for bfloat16 by itself where it can, so the hint is always explicit."""
 
     name = "openvino"
     precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16", "int8")}
-
-    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
-        self._settings = dict(settings or {})
 
     def probe(self, device: str) -> Availability:
         """Return the version of OpenVINO."""
@@ -63,10 +60,6 @@ class OpenVinoBackend:
         """Return into how many requests, a stream each, a batch is divided, and whether threads stay on a core."""
         # None leaves it to the plugin, whose choice depends on the system and the kind of cores.
         return {"streams": divisions(case), "cpu_pinning": (None, True, False)}
-
-    def with_settings(self, settings: Mapping[str, Scalar]) -> OpenVinoBackend:
-        """Return the backend that prepares with *settings*."""
-        return OpenVinoBackend(settings)
 
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> OpenVinoSession:
         """Export the graph unless it is there, fix its batch and compile it."""
@@ -133,13 +126,13 @@ class OpenVinoSession(LocalSession):
         import openvino
 
         requests = self._requests[slot]
-        parts = [images] if len(requests) == 1 else images.chunk(len(requests))
-        for request, part in zip(requests, parts, strict=True):
+        if self._waits:
+            requests[0].set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
+            requests[0].infer()
+            return self._outputs[slot]
+        for request, part in zip(requests, images.chunk(len(requests)), strict=True):
             request.set_input_tensor(openvino.Tensor(part.numpy(), shared_memory=True))
-            if self._waits:
-                request.infer()
-            else:
-                request.start_async()
+            request.start_async()
         return self._outputs[slot]
 
     def synchronize(self, slot: int | None = None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bench.backends.base import Availability, LocalSession, has_nvidia_driver, installed, refuse_by_table
+from bench.backends.base import Availability, LocalSession, Tunable, has_nvidia_driver, installed, refuse_by_table
 from bench.quantize import TENSORRT, quantized_file, variants_of
 from bench.records import BUILD, Case, Scalar
 from bench.tensorrt_build import (
@@ -51,15 +51,12 @@ SPELLINGS = (
 )
 
 
-class TensorRTBackend:
+class TensorRTBackend(Tunable):
     """The exported graph in a TensorRT engine; the engine is kept in the work folder and reused."""
 
     name = "trt"
     builds_differ = True
     precisions: Mapping[str, tuple[str, ...]] = {"cuda": ("fp32", "tf32", "fp16", "int8")}
-
-    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
-        self._settings = dict(settings or {})
 
     def probe(self, device: str) -> Availability:
         """Return the version of TensorRT, or all that is missing; neither TensorRT nor a GPU is touched."""
@@ -80,10 +77,6 @@ class TensorRTBackend:
         """Return how long the builder searches; 3 is TensorRT's default, 5 its most."""
         return {"optimization_level": (DEFAULT_LEVEL, 5)}
 
-    def with_settings(self, settings: Mapping[str, Scalar]) -> TensorRTBackend:
-        """Return the backend that prepares with *settings*."""
-        return TensorRTBackend(settings)
-
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> TensorRTSession:
         """Export the graph and build its engine, each unless it is there, and load the engine.
 
@@ -101,10 +94,10 @@ class TensorRTBackend:
             optimization_level=int(self._settings.get("optimization_level") or DEFAULT_LEVEL),
             build=int(self._settings.get(BUILD) or 0),
         )
-        facts: Mapping[str, Scalar] = {}
+        facts: dict[str, Scalar] = {"optimization_level": arguments.optimization_level}
         if case.precision == "int8":
             quantized = quantized_file(network, workdir, TENSORRT, case)
-            path, facts = quantized.path, quantized.facts
+            path, facts = quantized.path, {**facts, **quantized.facts}
         else:
             path = onnx_file(network, workdir, precision=case.precision)
         return TensorRTSession(find_or_build(path, arguments, host, workdir), host, case, slots, facts)
@@ -136,7 +129,6 @@ class TensorRTSession(LocalSession):
 
         self.artifact_bytes, self.artifact_cached = len(engine.plan), engine.reused
         self._engine_facts: dict[str, Scalar] = {"engine_key": engine.key, "engine_reused": engine.reused}
-        self._engine_facts["optimization_level"] = engine.optimization_level
         if engine.had_timings is not None:
             self._engine_facts["timing_cache"] = "used" if engine.had_timings else "empty"
         self._engine_facts.update(facts or {})

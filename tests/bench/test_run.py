@@ -23,7 +23,8 @@ import torch
 from bench.json_lines import read_lines
 from bench.knob import Tuning
 from bench.machine_facts import read_ceilings
-from bench.records import RunRecord, ScenarioRecord
+from bench.records import RunRecord
+from bench.scenario_record import ScenarioRecord
 from bench.statistic import build_medians
 from bench.tune import NOT_SEARCHED, NOTHING_FASTER
 from lensing_models.checkpoint import Card, write_checkpoint

@@ -20,7 +20,7 @@ from bench.json_lines import read_lines
 from bench.loadgen import LoadGenTest, read_log
 from bench.measure import BlockPlan, Clock
 from bench.process import Oversight, WorkerError
-from bench.records import Scalar, ScenarioRecord
+from bench.records import Scalar
 from bench.run_folder import RunFolder
 from bench.scenario import (
     EFFORTS,
@@ -36,6 +36,7 @@ from bench.scenario import (
     suits,
 )
 from bench.scenario_pass import ScenarioPass
+from bench.scenario_record import ScenarioRecord
 from lensing_models.preset import PRESETS
 from tests.bench.sample_run import make_case, make_record, steady
 

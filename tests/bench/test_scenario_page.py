@@ -4,8 +4,8 @@ import csv
 from pathlib import Path
 
 from bench.json_lines import append_line
-from bench.records import ScenarioRecord
 from bench.report import write_page, write_report
+from bench.scenario_record import ScenarioRecord
 from tests.bench.sample_run import make_case, make_record, write_run
 
 BASE = {"run": "sample", "recorded_at": "2026-01-02T03:04:05Z", "status": "ok"}

@@ -29,13 +29,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from scipy.special import stdtrit
 
+from bench.inputs import INPUT_BUFFERS
 from bench.job import Job, load_test_images
 from bench.measure import FOREIGN_LIMIT, BlockPlan, LoadMeter
 from bench.parity import AGREEMENT, TOLERANCE, Outputs, compare
 from bench.plan import resolve_threads
 from bench.process import Worker
 from bench.records import Case
-from bench.worker import INPUT_BUFFERS
 from lensing_models.checkpoint import checkpoint_path
 from lensing_models.command_line import Parser, run_main
 from lensing_models.data.find import find_store

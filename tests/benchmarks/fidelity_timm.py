@@ -30,9 +30,9 @@ from types import ModuleType
 import torch
 
 from bench.backends.eager import BACKEND
+from bench.inputs import INPUT_BUFFERS
 from bench.measure import BlockPlan, Clock
 from bench.records import Case
-from bench.worker import INPUT_BUFFERS
 from lensing_models.command_line import Parser, run_main
 from lensing_models.registry import find_architecture, find_task
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.backends import known_backends, onnx_runtime, openvino_runtime
+from bench import onnx_session
+from bench.backends import known_backends, openvino_runtime
 from bench.parity import compare, run_through
 from tests.bench.conftest import GivenImages, make_case
 from tests.bench.test_qdq_graph import small_network
@@ -54,7 +55,7 @@ def _split(evidence: object) -> list[str]:
     ],
 )
 def test_onnx_runtime_that_ran_floats_is_a_fallback(operations: Counter[str], precision: str, said: str | None) -> None:
-    facts = onnx_runtime.judge_convolutions(operations)
+    facts = onnx_session.judge_convolutions(operations)
 
     assert (facts["precision"], facts.get("fallback")) == (precision, said)
 

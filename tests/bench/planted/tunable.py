@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench.backends.base import Availability, LocalSession
+from bench.backends.base import Availability, LocalSession, Tunable
 from bench.records import Case, Scalar
 from lensing_models.network import LensNetwork
 
@@ -16,13 +16,10 @@ from lensing_models.network import LensNetwork
 BUILD_S = 0.1
 
 
-class Tunable:
+class PlantedTunable(Tunable):
     name = "planted_tunable"
     precisions: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32",)}
     builds_differ = True
-
-    def __init__(self, settings: Mapping[str, Scalar] | None = None) -> None:
-        self._settings = dict(settings or {})
 
     def probe(self, device: str) -> Availability:
         return Availability(version="1")
@@ -32,9 +29,6 @@ class Tunable:
 
     def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
         return {"wait_ms": (30, 50, 10), "broken": (False, True)}
-
-    def with_settings(self, settings: Mapping[str, Scalar]) -> Tunable:
-        return Tunable(settings)
 
     def prepare(self, network: LensNetwork, case: Case, workdir: Path, slots: int = 1) -> LocalSession:
         if self._settings.get("broken"):
@@ -62,4 +56,4 @@ class Waiting(LocalSession):
         return {"precision": "fp32", "threads": self._threads}
 
 
-BACKEND = Tunable()
+BACKEND = PlantedTunable()
