@@ -100,8 +100,8 @@ def machine(place: Place) -> str:
 
 def network(row: Row) -> str:
     """Return the network of *row*, labelled where its fit did not run to the end."""
-    unfinished = " *(unconverged)*" if row.record.converged is False else ""
-    return row.record.case.network + unfinished
+    record = row.record
+    return record.case.network + (f" *({record.cut_to or 'unconverged'})*" if record.converged is False else "")
 
 
 def runtime(row: Row) -> str:

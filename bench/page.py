@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from bench import cell, costs, machine
-from bench.records import ANCHOR
+from bench.records import ANCHOR, RunRecord
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
 
 PROVISIONAL = "*provisional, measured under load*"
 UNCONVERGED = "*(unconverged)*: its fit was cut short to save time; such quality says nothing of the network."
+SHORTENED = "*(k of n epochs)*: its fit was given less time than the preset asks for; longer, it may be better."
 
 #: What the parts of a run's wall time are called; others go by their own names.
 WORK = {
@@ -208,6 +209,15 @@ def _one_line(reason: str) -> str:
     return " ".join(reason.split()) or "no reason recorded"
 
 
+def unfinished(records: Collection[RunRecord]) -> list[str]:
+    """Return what the labels of networks mean that were not fitted to the end."""
+    found = {
+        UNCONVERGED: any(record.hardly_fitted for record in records),
+        SHORTENED: any(record.cut_to for record in records),
+    }
+    return [remark for remark, is_there in found.items() if is_there]
+
+
 def _measured(report: Report) -> str:
     """Return the notes that depend on the run: images, digests, fits, rejected blocks."""
     records = [row.record for row in report.rows.values()]
@@ -220,8 +230,7 @@ def _measured(report: Report) -> str:
             f"- {task}: quality comes through each backend and precision's own session, on {images} test images{sky} "
             f"(dataset digest `{digest[:12] or 'unknown'}`)."
         )
-    if any(record.converged is False for record in records):
-        lines.append(f"- {UNCONVERGED}")
+    lines += [f"- {remark}" for remark in unfinished(records)]
     told = {(r.case.backend, r.measurement.evidence.get("deprecated")) for r in records if r.measurement}
     lines += [
         f"- {backend}: its makers call it deprecated {since}." for backend, since in sorted(told, key=str) if since

@@ -45,7 +45,7 @@ def short_table(report: Report, folder: Path) -> str:
         report: What to tell.
         folder: Folder of the file that shows it, from which the picture is linked.
 
-    Networks whose fit was cut short are left out, and named, where others were fitted to the end.
+    Networks whose fit ended after a handful of steps are left out, and named, where others were fitted.
     """
     report, left_out = _without_unconverged(report)
     groups = [[report.rows[key] for key in found.keys] for found in report.frontiers if found.name != "throughput"]
@@ -65,13 +65,13 @@ def short_table(report: Report, folder: Path) -> str:
 
 
 def _without_unconverged(report: Report) -> tuple[Report, list[str]]:
-    """Return *report* without networks whose fit was cut short, and these; all of it if no other is there."""
+    """Return *report* without networks that were hardly fitted, and these; all of it if no other is there."""
     records = [row.record for row in report.rows.values()]
-    cut = dict.fromkeys(f"{row.case.network} on {row.case.task}" for row in records if row.converged is False)
-    if not cut or not any(record.converged for record in records):
+    cut = dict.fromkeys(f"{row.case.network} on {row.case.task}" for row in records if row.hardly_fitted)
+    if not cut or not any(record.converged or record.cut_to for record in records):
         return report, []
     rows, frontiers = make_rows(
-        (record for record in records if record.converged is not False), report.margins, report.levels
+        (record for record in records if not record.hardly_fitted), report.margins, report.levels
     )
     return dataclasses.replace(report, rows=rows, frontiers=frontiers), list(cut)
 
@@ -129,6 +129,4 @@ def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Se
         text += f" {DRIFT}"
     if left_out:
         text += f" Left out, because their fits were cut short to save time: {', '.join(left_out)}."
-    if any(row.record.converged is False for row in shown):
-        text += f" {page.UNCONVERGED}"
-    return text
+    return " ".join([text, *page.unfinished([row.record for row in shown])])

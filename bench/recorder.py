@@ -40,6 +40,7 @@ class Recorder:
             checkpoint_sha256=found[1].sha256 if found else "",
             dataset_digest=store.recipe_digest if store else "",
             converged=found[1].converged if found else None,
+            cut_to=found[1].cut_to if found else "",
             backend_version=known_backends()[case.backend].probe(case.device).version,
             primary_metric=find_task(case.task).primary_metric,
             environment=self._fingerprint,

@@ -257,6 +257,7 @@ class RunRecord:
         checkpoint_sha256: Digest of the weights; empty where none were loaded.
         dataset_digest: Recipe digest of the data.
         converged: Whether the network's fit ran to its end; False for preset ``quick``.
+        cut_to: Where it did not because a time budget shortened it: how far it went, e.g. ``5 of 12 epochs``.
         quality: Metrics through this very session on the whole test split.
         quality_images: Number of those images.
         quality_intervals: The metrics that have a margin, with their intervals; empty in older records.
@@ -288,3 +289,9 @@ class RunRecord:
     end_to_end: Stages | None = None
     quality_intervals: tuple[Estimate, ...] = ()
     drift: Drift | None = None
+    cut_to: str = ""
+
+    @property
+    def hardly_fitted(self) -> bool:
+        """Return whether the fit ended after a handful of steps, so that its quality says nothing."""
+        return self.converged is False and not self.cut_to

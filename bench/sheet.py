@@ -60,7 +60,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], Cell]]:
         **{name: partial(_quality, name) for name in quality if name not in FIRST_QUALITY},
         "parity_error": lambda row: row.record.parity.error if row.record.parity else None,
         "quality_images": lambda row: row.record.quality_images or None,
-        "converged": attrgetter("record.converged"),
+        **{name: attrgetter(f"record.{name}") for name in ("converged", "cut_to")},
         **{metric.name: partial(_cost, metric.name) for metric in COST_METRICS if metric.name not in FIRST_COSTS},
         **{name: partial(_timing_fact, name) for name in timing},
         **{name: attrgetter(f"record.{name}") for name in ("backend_version", "checkpoint_sha256", "dataset_digest")},

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import lensing_models
 from lensing_models.checkpoint_index import fetch_weights
+from lensing_models.preset import PRESETS
 from lensing_models.registry import find_architecture, find_task
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Card:
         preset: Size of work of the fit.
         steps: Optimiser steps taken.
         epochs: How often each training image was seen, on average.
-        converged: Whether the schedule ran to its end; False where a step cap ended it.
+        converged: Whether the schedule ran to its end; False where a step cap ended it or a time
+            budget shortened it: see `cut_to`.
         pretrained: Whether the fit started from timm's weights instead of random ones.
         start: Digest of the checkpoint that the fit started from; empty without one.
         stream: Whether each epoch after the first showed new images; `recipe_digest` is of the stored ones.
@@ -80,6 +82,19 @@ class Card:
     revision: str
     versions: Mapping[str, str]
     recorded_at: str
+
+    @property
+    def cut_to(self) -> str:
+        """Return how far a fit went whose schedule a time budget shortened, e.g. ``5 of 12 epochs``; else empty."""
+        preset = PRESETS.get(self.preset)
+        if self.converged or preset is None or preset.step_capped:
+            return ""
+        return f"{self.epochs:.3g} of {preset.epochs_for(self.task)} epochs"
+
+    @property
+    def state(self) -> str:
+        """Return ``converged``, `cut_to`, or ``unconverged``."""
+        return "converged" if self.converged else self.cut_to or "unconverged"
 
     def to_json(self) -> str:
         """Return the card as indented JSON; a metric that is not defined (NaN) becomes null."""

@@ -190,10 +190,12 @@ def main(argv: Sequence[str]) -> int:
     network, _ = load_checkpoint(arguments.checkpoint)
     indices = store.indices(arguments.split)
     outputs, labels = predict(network, store, indices), store.labels(arguments.split)
-    state = "converged" if card.converged else "unconverged"
-    print(f"{task.name}/{card.architecture} ({state}), {len(indices)} {arguments.split} images, eager fp32")
+    print(f"{task.name}/{card.architecture} ({card.state}), {len(indices)} {arguments.split} images, eager fp32")
     if store.recipe_digest != card.recipe_digest:
-        print(f"other data than it was fitted on: {store.recipe_digest[:12]}, not {card.recipe_digest[:12]}")
+        print(
+            f"another data set than it was fitted on: {store.sky} {store.recipe_digest[:12]}, not "
+            f"{card.sky} {card.recipe_digest[:12]}"
+        )
     print(render(task, score(task, outputs, labels), bootstrap(task, outputs, labels)))
     if arguments.against:
         print(f"this one minus {arguments.against}, on the same images:")
@@ -205,7 +207,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out:
         from lensing_models.picture import save_answers
 
-        title = f"{task.name}/{card.architecture} ({state}), {len(indices)} {arguments.split} images"
+        title = f"{task.name}/{card.architecture} ({card.state}), {len(indices)} {arguments.split} images"
         save_answers(task, outputs, labels, arguments.out, title)
         print(arguments.out)
     return 0

@@ -174,7 +174,10 @@ def _blend(averages: list[torch.Tensor], current: list[torch.Tensor], averaged: 
 
 
 class _Report(Callback):
-    """Shows the loss and ends a fit that lost it; on a GPU every hundredth of the steps: reading waits for it."""
+    """Shows the loss and each epoch's validation, and ends a fit that lost it.
+
+    On a GPU the loss is read every hundredth of the steps: reading waits for it.
+    """
 
     def __init__(self, job: Job, progress: ProgressLine, device: str) -> None:
         self._job, self._progress = job, progress
@@ -190,6 +193,13 @@ class _Report(Callback):
             if not math.isfinite(loss):
                 raise DivergedError(self._job)
             self._progress.reach(step, f"loss {loss:.4g}")
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, FitModule)
+        value = float(trainer.callback_metrics[pl_module.watched])
+        epochs = math.ceil(self._job.steps / self._job.epoch_steps)
+        name = pl_module.watched.replace("_", " ")
+        self._progress.say(f"epoch {trainer.current_epoch + 1} of {epochs}: {name} {value:.4g}")
 
 
 def average_decay(averaged: int) -> float:

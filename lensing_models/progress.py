@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+#: In a log, a line is printed at the latest after this many seconds, as soon as there is something to count [s].
+PATIENCE_S = 60.0
 
 
 class ProgressLine:
@@ -16,14 +20,15 @@ class ProgressLine:
     Args:
         title: What is counted.
         total: Steps in all; None if nobody knows.
-        every: In a log, a line is printed each time this share of the total is passed; without a
-            total, at every step.
+        every: In a log, a line is printed each time this share of the total is passed, or
+            `PATIENCE_S` after the last one; without a total, at every step.
         silent: Show nothing: another process does.
     """
 
     def __init__(self, title: str, total: int | None, every: float = 0.1, silent: bool = False) -> None:
         self._title, self._total, self._done = title, total, 0
         self._every, self._printed = every, 0.0
+        self._printed_at = time.monotonic()
         console = Console(stderr=True)
         # Two refreshes a second: the bar's own thread must not disturb what is being timed.
         self._bar = Progress(
@@ -53,7 +58,8 @@ class ProgressLine:
         self._done += steps
         self._bar.update(self._task, completed=self._done, now=now)
         share = self._done if self._total is None else self._done / max(self._total, 1)
-        if self._plain and (share - self._printed >= self._every or self._done == self._total):
+        late = time.monotonic() - self._printed_at >= PATIENCE_S
+        if self._plain and (share - self._printed >= self._every or self._done == self._total or late):
             self._printed = share
             self._print(now)
 
@@ -68,5 +74,6 @@ class ProgressLine:
             self._print(now)
 
     def _print(self, now: str) -> None:
+        self._printed_at = time.monotonic()
         count = str(self._done) if self._total is None else f"{self._done}/{self._total}"
         print(f"{self._title}: {count} {now}", file=sys.stderr, flush=True)

@@ -65,7 +65,7 @@ def earlier_test_uses(path: Path, recipe_digest: str) -> int:
 def render_line(card: Card, path: Path, fitted: bool) -> str:
     """Return one line: the network, its test metrics, and whether it is converged, new or kept."""
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in card.test.items())
-    state = f"{'converged' if card.converged else 'unconverged'}, {'fitted' if fitted else 'kept'}"
+    state = f"{card.state}, {'fitted' if fitted else 'kept'}"
     return f"{card.task}/{card.architecture}: {metrics}  ({state}; {card.scored_images['test']} test images)  {path}"
 
 

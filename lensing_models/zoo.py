@@ -106,7 +106,7 @@ def _with_interval(card: Card, metric: str) -> str:
 
 def _how(card: Card) -> str:
     """Return how it was fitted, in words."""
-    words = [f"preset {card.preset}", "" if card.converged else "**unconverged**"]
+    words = [f"preset {card.preset}", "" if card.converged else f"**{card.state}**"]
     words += ["from timm's weights" if card.pretrained else "", "streamed" if card.stream else ""]
     words += [f"from {card.start[:12]}" if card.start else ""]
     words += [f"taught by {card.teacher[:12]}" if card.teacher else ""]

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import onnx
 import torch
 
-from bench.export import network_digest, onnx_file, torchscript_file
+from bench.export import cached_file, network_digest, onnx_file, torchscript_file
 from lensing_models.network import LensNetwork
+from tests.bench.test_qdq_graph import small_network
 
 Build = Callable[[str, str], LensNetwork]
 
@@ -29,6 +33,27 @@ def test_a_damaged_file_is_made_again(build: Build, tmp_path: Path) -> None:
 
     assert again == path
     assert path.stat().st_size > 1_500_000 * 4  # the weights of 1.5 million parameters
+
+
+def ask_slowly(workdir: Path) -> bytes:
+    """Ask for a file whose content names the call that wrote it, as one run of several does."""
+    asked_at = str(time.monotonic_ns()).encode()
+
+    def write(path: Path) -> None:
+        with path.open("wb", buffering=0) as stream:
+            stream.write(asked_at)
+            time.sleep(1.0)
+            stream.write(b" whole")
+
+    return cached_file(small_network(), workdir, "slow", ".txt", write).read_bytes()
+
+
+def test_of_two_runs_at_once_one_makes_the_file_and_both_read_it_whole(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        first, second = pool.map(ask_slowly, [tmp_path] * 2)
+
+    assert first == second
+    assert first.endswith(b" whole")
 
 
 def test_other_weights_give_another_file(build: Build, workdir: Path) -> None:

@@ -224,6 +224,15 @@ def test_page_labels_unconverged_networks(tmp_path: Path) -> None:
     text = page(tmp_path, ok("eager", 0.01, 0.98, converged=False))
 
     assert "| resnet18 *(unconverged)* | eager |" in text
+    assert "says nothing of the network" in text
+
+
+def test_page_tells_how_far_a_shortened_fit_went(tmp_path: Path) -> None:
+    text = page(tmp_path, ok("eager", 0.01, 0.98, converged=False, cut_to="5 of 12 epochs"))
+
+    assert "| resnet18 *(5 of 12 epochs)* | eager |" in text
+    assert "longer, it may be better" in text
+    assert "says nothing of the network" not in text
 
 
 def test_page_counts_rejected_blocks(tmp_path: Path) -> None:
@@ -389,6 +398,20 @@ def test_readme_leaves_out_networks_whose_fit_was_cut_short_where_another_was_no
     assert "(run/pareto-converged.png)" in text
     assert (tmp_path / "run" / "pareto-converged.png").read_bytes().startswith(b"\x89PNG")
     assert "Left out, because their fits were cut short to save time: mobilenetv3_small on substructure." in text
+
+
+def test_readme_shows_networks_whose_fit_was_shortened_and_says_so(tmp_path: Path) -> None:
+    cut = ok("onnx", 0.001, 0.9, converged=False, architecture="mobilenetv3_small")
+    shortened = ok("eager", 0.02, 0.98, converged=False, cut_to="5 of 12 epochs")
+    readme = tmp_path / "README.md"
+    readme.write_text(MARKED, encoding="utf-8")
+
+    report_main(write_run(tmp_path / "run", [shortened, cut]), "--readme", readme)
+
+    text = readme.read_text(encoding="utf-8")
+    assert "| resnet18 *(5 of 12 epochs)* | eager fp32 |" in text
+    assert "longer, it may be better" in text
+    assert "mobilenetv3_small |" not in text
 
 
 def test_page_tells_the_self_test(tmp_path: Path) -> None:

@@ -78,6 +78,20 @@ def test_the_card_comes_back_with_the_digest_of_the_weights(path: Path) -> None:
     assert plain == dataclasses.replace(CARD, validation={})
 
 
+@pytest.mark.parametrize(
+    ("preset", "converged", "state"),
+    [
+        ("quick", False, "unconverged"),
+        ("reference", True, "converged"),
+        ("reference", False, "1.5 of 24 epochs"),
+        ("standard", False, "1.5 of 10 epochs"),
+        ("of one's own", False, "unconverged"),
+    ],
+)
+def test_a_card_tells_how_far_the_fit_went(preset: str, converged: bool, state: str) -> None:
+    assert dataclasses.replace(CARD, preset=preset, converged=converged).state == state
+
+
 def test_an_undefined_metric_is_null_in_the_card(path: Path) -> None:
     assert json.loads(path.with_suffix(".json").read_text())["validation"] == {"mse": 1e-4, "r2": None}
 

@@ -150,7 +150,7 @@ def test_the_command_prints_each_metric_with_its_interval(
 
     printed = capsys.readouterr().out
     assert f"halo_mass/mobilenetv3_small (unconverged), {len(mass_store.indices('test'))} test images" in printed
-    assert "other data than it was fitted on" in printed
+    assert "another data set than it was fitted on" in printed
     lines = {line.split()[0]: line for line in printed.splitlines()}
     assert all(" to " in lines[name] for name in MASS.metrics)
 

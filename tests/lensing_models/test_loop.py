@@ -58,6 +58,17 @@ def test_each_epoch_is_validated_and_logged(fitted: tuple[LensNetwork, Card, Pat
     assert log["loss"].dropna().size > 0
 
 
+def test_each_epoch_s_validation_is_told(store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fit_in(tmp_path, store)
+
+    judged = read_log(tmp_path)["validation_auc"].dropna()
+    told = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines() if " epoch " in line]
+    assert told == [
+        f"{step + 1}/12 epoch {epoch} of 4: validation auc {auc:.4g}"
+        for epoch, (step, auc) in enumerate(judged.items(), 1)
+    ]
+
+
 def test_the_best_epoch_is_kept(fitted: tuple[LensNetwork, Card, Path]) -> None:
     _, card, folder = fitted
     judged = read_log(folder)["validation_auc"].dropna()
@@ -228,6 +239,7 @@ def test_a_fit_cut_by_its_budget_is_not_converged_and_keeps_its_plan(store: Stor
     _, card = fit_in(tmp_path, store, time_budget_s=1e-6)
 
     assert (card.epochs, card.converged) == (1, False)
+    assert card.state == "unconverged"  # no preset of this name says how long it should have been
     assert json.loads((tmp_path / PLAN).read_text())["epochs"] == 1
 
 
