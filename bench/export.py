@@ -97,7 +97,7 @@ def torchscript_file(network: LensNetwork, workdir: Path, precision: str, device
 
 
 def was_cached(path: Path) -> bool:
-    """Return whether the exported file *path* was there when this process last asked for it."""
+    """Return whether the exported file *path* was there, or made by another, when this process last got it."""
     return _FOUND[path]
 
 
@@ -123,10 +123,10 @@ def cached_file(network: LensNetwork, workdir: Path, recipe: str, suffix: str, w
     ingredients = f"{EXPORT_VERSION} {recipe} {versions} {sizes} {network_digest(network)}"
     key = hashlib.sha256(ingredients.encode()).hexdigest()[:24]
     path, digest = workdir / f"{key}{suffix}", workdir / f"{key}.sha256"
-    # Before the lock: whoever waits for another's export pays for it too.
-    _FOUND[path] = path.exists()
     with FileLock(workdir / f"{key}.lock"):
-        if not (path.exists() and digest.exists() and digest.read_text(encoding="ascii") == _file_sha256(path)):
+        # Behind the lock: who waited for another's export made nothing, and has no build time of its own.
+        _FOUND[path] = path.exists() and digest.exists() and digest.read_text(encoding="ascii") == _file_sha256(path)
+        if not _FOUND[path]:
             unfinished = path.with_name(f"{key}.unfinished{suffix}")
             write(unfinished)
             digest.write_text(_file_sha256(unfinished), encoding="ascii")

@@ -209,6 +209,24 @@ def _one_line(reason: str) -> str:
     return " ".join(reason.split()) or "no reason recorded"
 
 
+def _strangers(report: Report) -> list[str]:
+    """Return a line for each task whose networks were fitted on other images than they are scored on."""
+    lines = []
+    for task, sky in report.skies.items():
+        strange = {
+            pair.partition("/")[2]: known
+            for pair, known in report.fitted_on.items()
+            if pair.partition("/")[0] == task and known != sky
+        }
+        if strange:
+            named = ", ".join(f"{network} on `{known}`" for network, known in sorted(strange.items()))
+            lines.append(
+                f"- **{task}: fitted on other images than these** of `{sky}`: {named}. What is scored is how these "
+                "weights do on images that they were not made for; `--checkpoints` takes networks of your own."
+            )
+    return lines
+
+
 def unfinished(records: Collection[RunRecord]) -> list[str]:
     """Return what the labels of networks mean that were not fitted to the end."""
     found = {
@@ -230,6 +248,7 @@ def _measured(report: Report) -> str:
             f"- {task}: quality comes through each backend and precision's own session, on {images} test images{sky} "
             f"(dataset digest `{digest[:12] or 'unknown'}`)."
         )
+    lines += _strangers(report)
     lines += [f"- {remark}" for remark in unfinished(records)]
     told = {(r.case.backend, r.measurement.evidence.get("deprecated")) for r in records if r.measurement}
     lines += [

@@ -1,4 +1,4 @@
-"""The frontier of two metrics: what no other choice beats on both."""
+"""The frontier of two metrics: to what no other choice is as good on both and better on one."""
 
 from __future__ import annotations
 

@@ -118,7 +118,8 @@ def _speed_up(row: Row, rows: Mapping[str, Row]) -> str:
 
 def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Sequence[str]) -> str:
     """Return what a reader must know beside the table."""
-    text = "Rows that no other beats on both latency and quality; ± is the 95 % interval of the median."
+    text = "Rows to which none is as good on both latency and quality and better on one; ± is the 95 % interval of the "
+    text += "median within this run; whole runs differ by more (METHODOLOGY.md, at the end)."
     text += " The last column compares with eager fp32 of the same network; ~: one of the two is not `valid`."
     if not left_out and (hidden := sum(map(len, groups)) - len(shown)):
         text += f" {hidden} more are in the run's `pareto.csv`."

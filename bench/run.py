@@ -168,6 +168,8 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             timetable=timetable,
         )
         folder.note({"skies": {task: store.sky for task, store in provision.stores.items()}})
+        fitted_on = {"/".join(pair): card.sky for pair, (_, card) in provision.checkpoints.items()}
+        folder.note({"fitted_on": fitted_on})
         execution = Execution(
             folder,
             provision,

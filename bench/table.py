@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frontier:
-    """The cases of one task that no other beats on a cost and the task's primary metric.
+    """The cases of one task to which no other is as good on a cost and the primary metric, and better on one.
 
     Attributes:
         name: ``latency@b1`` and its like for one batch size, or ``throughput`` for all of them.
@@ -109,6 +109,12 @@ class Report:
         """Return what the images of each task show, by task; runs before it was recorded tell nothing."""
         skies = self.about.get("skies")
         return {str(task): str(sky) for task, sky in skies.items()} if isinstance(skies, Mapping) else {}
+
+    @property
+    def fitted_on(self) -> Mapping[str, str]:
+        """Return what the images showed that each network was fitted on, by ``task/network``; as above."""
+        skies = self.about.get("fitted_on")
+        return {str(pair): str(sky) for pair, sky in skies.items()} if isinstance(skies, Mapping) else {}
 
     def fact(self, name: str) -> str:
         """Return a fact of ``run.json`` as text; empty where it has none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
 from lensing_models.architectures import ARCHITECTURES
@@ -64,7 +64,8 @@ def _find(what: str, name: str, rows: dict[str, Row]) -> Row:
 def select_pairs(models: str, tasks: str) -> list[tuple[TaskSpec, ArchitectureSpec]]:
     """Return the pairs of task and architecture that two comma lists name.
 
-    ``all`` on either side means the published pairs; a pair with both sides named always counts.
+    ``all`` on either side means the published pairs, and those of its family for a variant that is
+    named; a pair with both sides named always counts.
 
     Args:
         models: Comma list of architectures, or ``all``.
@@ -85,8 +86,15 @@ def select_pairs(models: str, tasks: str) -> list[tuple[TaskSpec, ArchitectureSp
         for architecture in ARCHITECTURES
         if (task_names is None or name in task_names)
         and (model_names is None or architecture.label in model_names)
-        and (name in architecture.published or (task_names is not None and model_names is not None))
+        and (name in _published(architecture, model_names) or (task_names is not None and model_names is not None))
     ]
     if not pairs:
         raise ValueError(f"empty selection: no published pair in --models {models} --tasks {tasks}; name both sides")
     return pairs
+
+
+def _published(architecture: ArchitectureSpec, named: Collection[str] | None) -> Collection[str]:
+    """Return the tasks that a network is published on; for a variant, where it is named, those of its family."""
+    if named is None or architecture.variant == "default":
+        return architecture.published
+    return find_architecture(architecture.name).published

@@ -17,6 +17,7 @@ NAMES = {
     "resnet18": "ResNet18",
     "resnet34": "ResNet34",
     "efficientnet_b5": "EfficientNet-B5",
+    "efficientnet_b5-px150": "its variant `px150`",
 }
 
 
@@ -51,7 +52,7 @@ def epochs(preset: Preset) -> str:
     [
         ("train + validation / test images", images),
         ("epochs", epochs),
-        ("clean blocks", lambda preset: f"{preset.blocks}, {preset.most_blocks}"),
+        ("clean blocks: needed", lambda preset: f"{preset.blocks}, {preset.most_blocks}"),
         (
             "a block",
             lambda preset: f"{preset.discards}, {preset.block_calls} or more, {preset.block_s} or more",

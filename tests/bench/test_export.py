@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from bench.export import cached_file, network_digest, onnx_file, torchscript_file
+from bench.export import cached_file, network_digest, onnx_file, torchscript_file, was_cached
 from lensing_models.network import LensNetwork
 from tests.bench.test_qdq_graph import small_network
 
@@ -35,7 +35,7 @@ def test_a_damaged_file_is_made_again(build: Build, tmp_path: Path) -> None:
     assert path.stat().st_size > 1_500_000 * 4  # the weights of 1.5 million parameters
 
 
-def ask_slowly(workdir: Path) -> bytes:
+def ask_slowly(workdir: Path) -> tuple[bytes, bool]:
     """Ask for a file whose content names the call that wrote it, as one run of several does."""
     asked_at = str(time.monotonic_ns()).encode()
 
@@ -45,15 +45,17 @@ def ask_slowly(workdir: Path) -> bytes:
             time.sleep(1.0)
             stream.write(b" whole")
 
-    return cached_file(small_network(), workdir, "slow", ".txt", write).read_bytes()
+    path = cached_file(small_network(), workdir, "slow", ".txt", write)
+    return path.read_bytes(), was_cached(path)
 
 
 def test_of_two_runs_at_once_one_makes_the_file_and_both_read_it_whole(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        first, second = pool.map(ask_slowly, [tmp_path] * 2)
+        (first, was_first_cached), (second, was_second_cached) = pool.map(ask_slowly, [tmp_path] * 2)
 
     assert first == second
     assert first.endswith(b" whole")
+    assert {was_first_cached, was_second_cached} == {True, False}
 
 
 def test_other_weights_give_another_file(build: Build, workdir: Path) -> None:

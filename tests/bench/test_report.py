@@ -648,3 +648,18 @@ def test_the_page_names_the_sky_of_each_task(tmp_path: Path) -> None:
     }
     assert "of sky `archive_fit`" in lines["substructure"]
     assert "of sky `model_i`" in lines["halo_mass"]
+
+
+def test_the_page_names_networks_that_were_fitted_on_other_images(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [ok("eager", 0.01, 0.9), mass("eager", 0.02, 1e-4)])
+    facts = {
+        "skies": {"substructure": "my cutouts", "halo_mass": "archive_fit"},
+        "fitted_on": {"substructure/resnet18": "archive_fit", "halo_mass/resnet18": "archive_fit"},
+    }
+    (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    write_report(run)
+
+    told = [line for line in (run / "report.md").read_text().splitlines() if "fitted on other images" in line]
+    assert len(told) == 1
+    assert "of `my cutouts`: resnet18 on `archive_fit`" in told[0]

@@ -30,6 +30,13 @@ def test_a_model_named_alone_gives_its_published_tasks() -> None:
     assert names("resnet18", "all") == [("halo_mass", "resnet18"), ("substructure", "resnet18")]
 
 
+def test_a_variant_is_chosen_by_name_only_and_then_on_the_tasks_of_its_family() -> None:
+    named = [(task.name, architecture.label) for task, architecture in select_pairs("efficientnet_b5-px150", "all")]
+
+    assert named == [("halo_mass", "efficientnet_b5-px150"), ("substructure", "efficientnet_b5-px150")]
+    assert "efficientnet_b5-px150" not in {architecture.label for _, architecture in select_pairs("all", "all")}
+
+
 def test_pairs_come_in_the_order_of_tasks_then_of_rows() -> None:
     assert names("resnet18,mobilenetv3_small", "substructure") == [
         ("substructure", "mobilenetv3_small"),
