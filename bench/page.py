@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from bench import cell, costs, machine
-from bench.records import ANCHOR, RunRecord
+from bench import cell, costs, fit_notes, machine
+from bench.records import ANCHOR
 from bench.table import Place, Report, Row, by_batch_and_latency, group_by_place
 
 PROVISIONAL = "*provisional, measured under load*"
-UNCONVERGED = "*(unconverged)*: its fit was cut short to save time; such quality says nothing of the network."
-SHORTENED = "*(k of n epochs)*: its fit was given less time than the preset asks for; longer, it may be better."
 
 #: What the parts of a run's wall time are called; others go by their own names.
 WORK = {
@@ -209,33 +207,6 @@ def _one_line(reason: str) -> str:
     return " ".join(reason.split()) or "no reason recorded"
 
 
-def _strangers(report: Report) -> list[str]:
-    """Return a line for each task whose networks were fitted on other images than they are scored on."""
-    lines = []
-    for task, sky in report.skies.items():
-        strange = {
-            pair.partition("/")[2]: known
-            for pair, known in report.fitted_on.items()
-            if pair.partition("/")[0] == task and known != sky
-        }
-        if strange:
-            named = ", ".join(f"{network} on `{known}`" for network, known in sorted(strange.items()))
-            lines.append(
-                f"- **{task}: fitted on other images than these** of `{sky}`: {named}. What is scored is how these "
-                "weights do on images that they were not made for; `--checkpoints` takes networks of your own."
-            )
-    return lines
-
-
-def unfinished(records: Collection[RunRecord]) -> list[str]:
-    """Return what the labels of networks mean that were not fitted to the end."""
-    found = {
-        UNCONVERGED: any(record.hardly_fitted for record in records),
-        SHORTENED: any(record.cut_to for record in records),
-    }
-    return [remark for remark, is_there in found.items() if is_there]
-
-
 def _measured(report: Report) -> str:
     """Return the notes that depend on the run: images, digests, fits, rejected blocks."""
     records = [row.record for row in report.rows.values()]
@@ -248,8 +219,7 @@ def _measured(report: Report) -> str:
             f"- {task}: quality comes through each backend and precision's own session, on {images} test images{sky} "
             f"(dataset digest `{digest[:12] or 'unknown'}`)."
         )
-    lines += _strangers(report)
-    lines += [f"- {remark}" for remark in unfinished(records)]
+    lines += [f"- {remark}" for remark in (*fit_notes.strangers(report), *fit_notes.unfinished(records))]
     told = {(r.case.backend, r.measurement.evidence.get("deprecated")) for r in records if r.measurement}
     lines += [
         f"- {backend}: its makers call it deprecated {since}." for backend, since in sorted(told, key=str) if since

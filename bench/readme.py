@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bench import cell, page
+from bench import cell, fit_notes, page
 from bench.picture import draw_picture
 from bench.records import Case
 from bench.table import Report, Row, make_rows
@@ -130,4 +130,4 @@ def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Se
         text += f" {DRIFT}"
     if left_out:
         text += f" Left out, because their fits were cut short to save time: {', '.join(left_out)}."
-    return " ".join([text, *page.unfinished([row.record for row in shown])])
+    return " ".join([text, *fit_notes.unfinished([row.record for row in shown])])

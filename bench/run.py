@@ -167,9 +167,9 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             threads=threads,
             timetable=timetable,
         )
-        folder.note({"skies": {task: store.sky for task, store in provision.stores.items()}})
         fitted_on = {"/".join(pair): card.sky for pair, (_, card) in provision.checkpoints.items()}
-        folder.note({"fitted_on": fitted_on})
+        skies = {task: store.sky for task, store in provision.stores.items()}
+        folder.note({"skies": skies, "fitted_on": fitted_on})
         execution = Execution(
             folder,
             provision,

@@ -107,14 +107,17 @@ class Report:
     @property
     def skies(self) -> Mapping[str, str]:
         """Return what the images of each task show, by task; runs before it was recorded tell nothing."""
-        skies = self.about.get("skies")
-        return {str(task): str(sky) for task, sky in skies.items()} if isinstance(skies, Mapping) else {}
+        return self._texts("skies")
 
     @property
     def fitted_on(self) -> Mapping[str, str]:
         """Return what the images showed that each network was fitted on, by ``task/network``; as above."""
-        skies = self.about.get("fitted_on")
-        return {str(pair): str(sky) for pair, sky in skies.items()} if isinstance(skies, Mapping) else {}
+        return self._texts("fitted_on")
+
+    def _texts(self, name: str) -> Mapping[str, str]:
+        """Return a mapping in ``run.json`` as texts; empty where it has none."""
+        found = self.about.get(name)
+        return {str(key): str(value) for key, value in found.items()} if isinstance(found, Mapping) else {}
 
     def fact(self, name: str) -> str:
         """Return a fact of ``run.json`` as text; empty where it has none."""
