@@ -31,7 +31,11 @@ def build_parser() -> Parser:
         description="Measure what each network costs and what it is worth, through every runtime.",
     )
     add = parser.add_argument
-    add("--models", default="all", help="comma list of networks, or all (the published pairs)")
+    add(
+        "--models",
+        default="all",
+        help="comma list of networks, or all (the published pairs); TASK/MODEL means that pair alone",
+    )
     add("--tasks", default="all", help="comma list of tasks, or all")
     add("--backends", help="comma list, or all; default: all but those that compile for minutes (inductor, aoti)")
     add("--precisions", help="comma list, or all (each backend's own); default: fp32 and the device's half precision")

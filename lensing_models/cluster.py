@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,16 @@ def join_cluster(device: str) -> Cluster:
         accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp", plugins=[environment_plugin()]
     )
     fabric.launch()
+    # Lightning leaves only NCCL's. gloo's threads that outlive the interpreter abort about every seventh exit.
+    atexit.unregister(_leave_cluster)
+    atexit.register(_leave_cluster)
     return Cluster(nodes=nodes, processes_a_node=local, fabric=fabric)
+
+
+def _leave_cluster() -> None:
+    """End the threads through which the processes talk."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def find_device(device: str) -> str:

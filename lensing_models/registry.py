@@ -33,16 +33,20 @@ def split_names(what: str, text: str, known: Iterable[str]) -> list[str] | None:
         LookupError: If a name is not in *known*.
         ValueError: If *text* names nothing.
     """
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise ValueError(f"no {what} named; known: {', '.join(sorted(known))}, or all")
+    known = list(known)
+    names = _parts(what, text, known)
     if "all" in names:
         return None
-    known = list(known)
     for name in names:
         if name not in known:
             raise LookupError(explain_unknown(what, name, known))
     return list(dict.fromkeys(names))
+
+
+def _parts(what: str, text: str, known: Iterable[str]) -> list[str]:
+    if names := [part.strip() for part in text.split(",") if part.strip()]:
+        return names
+    raise ValueError(f"no {what} named; known: {', '.join(sorted(known))}, or all")
 
 
 def find_task(name: str) -> TaskSpec:
@@ -68,8 +72,8 @@ def select_pairs(models: str, tasks: str) -> list[tuple[TaskSpec, ArchitectureSp
     named; a pair with both sides named always counts.
 
     Args:
-        models: Comma list of architectures, or ``all``.
-        tasks: Comma list of tasks, or ``all``.
+        models: Comma list of architectures, or ``all``; ``TASK/`` before one means it on that task alone.
+        tasks: Comma list of tasks, or ``all``; there is no pair of another task, whatever *models* says.
 
     Returns:
         Pairs ordered by task, then by architecture.
@@ -79,22 +83,41 @@ def select_pairs(models: str, tasks: str) -> list[tuple[TaskSpec, ArchitectureSp
         ValueError: If the selection is empty.
     """
     task_names = split_names("task", tasks, known_tasks())
-    model_names = split_names("model", models, known_architectures())
+    entries = [_entry(part) for part in _parts("model", models, known_architectures())]
     pairs = [
         (task, architecture)
         for name, task in known_tasks().items()
+        if task_names is None or name in task_names
         for architecture in ARCHITECTURES
-        if (task_names is None or name in task_names)
-        and (model_names is None or architecture.label in model_names)
-        and (name in _published(architecture, model_names) or (task_names is not None and model_names is not None))
+        if any(_means(entry, name, architecture, named=task_names is not None) for entry in entries)
     ]
     if not pairs:
         raise ValueError(f"empty selection: no published pair in --models {models} --tasks {tasks}; name both sides")
     return pairs
 
 
-def _published(architecture: ArchitectureSpec, named: Collection[str] | None) -> Collection[str]:
-    """Return the tasks that a network is published on; for a variant, where it is named, those of its family."""
-    if named is None or architecture.variant == "default":
+def _entry(text: str) -> tuple[str, str]:
+    """Return task, empty for any, and label or ``all`` of one part of ``--models``; LookupError for another."""
+    task, _, label = text.rpartition("/")
+    if task:
+        find_task(task)
+    if label != "all":
+        find_architecture(label)
+    return task, label
+
+
+def _means(entry: tuple[str, str], task: str, architecture: ArchitectureSpec, *, named: bool) -> bool:
+    """Say whether *entry* means this pair; *named*: the tasks have been."""
+    of_task, label = entry
+    if of_task not in ("", task):
+        return False
+    if label == "all":
+        return task in architecture.published
+    return label == architecture.label and (named or bool(of_task) or task in _published(architecture))
+
+
+def _published(architecture: ArchitectureSpec) -> Collection[str]:
+    """Return the tasks that a network is published on; for a variant, those of its family."""
+    if architecture.variant == "default":
         return architecture.published
     return find_architecture(architecture.name).published

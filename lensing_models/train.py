@@ -72,8 +72,12 @@ def render_line(card: Card, path: Path, fitted: bool) -> str:
 def build_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(prog="lensing_models.train", description="Fit networks and write their checkpoints.")
-    parser.add_argument("--models", default="all", help="comma list, or all: the published pairs")
-    parser.add_argument("--tasks", default="all", help="comma list, or all: the published pairs")
+    parser.add_argument(
+        "--models", default="all", help="comma list, or all: the published pairs; TASK/MODEL for one pair"
+    )
+    parser.add_argument(
+        "--tasks", default="all", help="comma list, or all: the published pairs; TASK/MODEL for one pair"
+    )
     parser.add_argument(
         "--data", type=Path, help=f"a data set, or a folder of one for each task; made in {CACHE} if absent"
     )

@@ -37,6 +37,31 @@ def test_a_variant_is_chosen_by_name_only_and_then_on_the_tasks_of_its_family() 
     assert "efficientnet_b5-px150" not in {architecture.label for _, architecture in select_pairs("all", "all")}
 
 
+def test_a_variant_that_is_named_beside_all_counts() -> None:
+    labels = [architecture.label for _, architecture in select_pairs("all,efficientnet_b5-px150", "substructure")]
+
+    assert set(labels) == {"mobilenetv3_small", "resnet18", "efficientnet_b5", "efficientnet_b5-px150"}
+
+
+@pytest.mark.parametrize(
+    ("models", "tasks", "expected"),
+    [
+        ("halo_mass/resnet18", "all", [("halo_mass", "resnet18")]),
+        ("halo_mass/all", "all", [pair for pair in names("all", "all") if pair[0] == "halo_mass"]),
+        ("substructure/resnet34,resnet34", "all", [("galaxy_morphology", "resnet34"), ("substructure", "resnet34")]),
+        ("halo_mass/resnet18,resnet18", "substructure", [("substructure", "resnet18")]),
+    ],
+)
+def test_a_task_before_a_model_means_it_there_alone(models: str, tasks: str, expected: list[tuple[str, str]]) -> None:
+    assert names(models, tasks) == expected
+
+
+@pytest.mark.parametrize("entry", ["halomass/resnet18", "halo_mass/resnet19"])
+def test_an_unknown_side_of_a_pair_is_named(entry: str) -> None:
+    with pytest.raises(LookupError, match=r"unknown .*Did you mean"):
+        select_pairs(entry, "all")
+
+
 def test_pairs_come_in_the_order_of_tasks_then_of_rows() -> None:
     assert names("resnet18,mobilenetv3_small", "substructure") == [
         ("substructure", "mobilenetv3_small"),
