@@ -117,8 +117,9 @@ class Arrivals:
 
         def answer(numbers: Sequence[int]) -> None:
             padded = [*numbers, *[numbers[-1]] * (batch - len(numbers))]
-            session.infer(singles[numbers[0]] if batch == 1 else library[padded])
-            session.synchronize()
+            images = singles[numbers[0]] if batch == 1 else library[padded]
+            session.infer(images)
+            session.synchronize()  # until then a runtime may read them where they lie
 
         def test(settings: Mapping[str, float], logs: Path) -> LoadGenTest:
             return run_test(scenario, answer, images=len(library), batch_size=batch, settings=settings, logs=logs)

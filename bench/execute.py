@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from bench.interleave import Member
 from bench.job import Job
 from bench.knob import TUNED, Settings, untuned
 from bench.largest import find_largest_batch, open_alone
+from bench.level import review_rows
 from bench.measure import utc_now
 from bench.passes import measure_passes
 from bench.plan import PlannedCase, split_sets
@@ -29,6 +30,7 @@ from bench.run_folder import RunFolder
 from bench.scenario import PlannedScenario
 from bench.scenario_pass import ScenarioPass
 from bench.sizes import Sizes
+from bench.table import read_levels
 from bench.tune import Tuner
 from lensing_models.progress import ProgressLine
 
@@ -48,6 +50,7 @@ class Execution:
         workdir: Folder of exported files.
         fingerprint: Of the machine and thread count.
         oversight: What each worker may take.
+        retry_contended: Whether the rows of an earlier attempt that are contended are measured once more.
     """
 
     def __init__(
@@ -59,14 +62,15 @@ class Execution:
         workdir: Path,
         fingerprint: str,
         oversight: Oversight,
+        retry_contended: bool = False,
     ) -> None:
         self._folder, self._provision, self._sizes, self._workdir = folder, provision, sizes, workdir
-        self._fingerprint, self._oversight = fingerprint, oversight
+        self._fingerprint, self._oversight, self._retry_contended = fingerprint, oversight, retry_contended
         self._anchors = Anchors(folder, self._job, oversight)
         self._recorder = Recorder(folder, provision, fingerprint)
         self._flop: dict[tuple[str, str], float | None] = {}
         self._preliminaries = Preliminaries(folder, self._job, oversight)
-        self._group = ""
+        self._group, self._largest = "", 1
         self._tuner = Tuner(folder, self._job, fingerprint, oversight)
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
@@ -76,11 +80,13 @@ class Execution:
             ValueError: If finished ones were measured with other weights or other data.
         """
         finished = self._finished(cases)
-        pending = [planned for planned in cases if planned.case.key not in finished]
+        again = self._contended(finished.values()) if self._retry_contended else frozenset()
+        pending = [planned for planned in cases if planned.case.key not in finished or planned.case.key in again]
         for planned in pending:
             if planned.skip_reason:
                 self._recorder.skip(planned.case, planned.skip_reason)
         todo = [planned.case for planned in pending if not planned.skip_reason]
+        self._largest = max((planned.case.batch_size for planned in cases), default=1)
         scored = {untuned(record.case).worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
             if self._sizes.timed:
@@ -117,6 +123,11 @@ class Execution:
                 raise ValueError(f"{key} was measured with other weights or data; choose another --out")
         return stands
 
+    def _contended(self, records: Iterable[RunRecord]) -> frozenset[str]:
+        """Return the keys of those of *records* that a report would call contended."""
+        reviewed = review_rows(records, read_levels(self._folder.facts()))
+        return frozenset(record.case.key for record in reviewed if record.validity == "contended")
+
     def _run_pair(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> None:
         """Measure one network on one task, its workers in as few sets as `MOST_WORKERS` allows."""
         if self._provision.checkpoints.get((cases[0].task, cases[0].network)) is None:
@@ -138,7 +149,7 @@ class Execution:
                 # The largest last: by then its memory is nobody else's.
                 for size in sorted(sizes, key=lambda size: size == max(sizes)):
                     group = [case for case in chosen if case.batch_size == size]
-                    self._run_group(f"{keys[0]}+{len(keys) - 1}/b{size}", group, crews, is_largest=size == max(sizes))
+                    self._run_group(f"{keys[0]}+{len(keys) - 1}/b{size}", group, crews)
 
     @contextmanager
     def _crews(
@@ -162,7 +173,7 @@ class Execution:
             for crew in crews.values():
                 crew.worker.close()
 
-    def _run_group(self, name: str, cases: Sequence[Case], crews: Mapping[str, Crew], *, is_largest: bool) -> None:
+    def _run_group(self, name: str, cases: Sequence[Case], crews: Mapping[str, Crew]) -> None:
         """Measure one batch size of a set of workers, the largest last, and record its cases."""
         members = []
         for case in cases:
@@ -206,7 +217,8 @@ class Execution:
             lost_s = sum(member.rejected_s for member in members)
             lost_s += saturate_together(able, found, self._sizes.extras.saturated, keep(f"{name}/throughput"))
             self._oversight.timetable.move("measuring", "rejected", lost_s)
-        if is_largest and self._sizes.extras.has_largest_batch:
+        # Of the plan: what is left of it may be a smaller one, whose row tells nothing of the largest.
+        if cases[0].batch_size == self._largest and self._sizes.extras.has_largest_batch:
             self._find_largest(crews, members, found)
         for member in members:
             if findings := found.get(member.case.key):

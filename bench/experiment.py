@@ -12,6 +12,7 @@ from bench.machine_facts import Energy
 from bench.measure import FOREIGN_LIMIT, LoadMeter
 from bench.process import WorkerError
 from bench.records import Block, Scalar, Stages, Timing
+from bench.saturate import IN_FLIGHT
 
 #: In the order of a worker's answer.
 STAGES = ("decode_s", "preprocess_s", "copy_in_s", "compute_s", "copy_out_s", "whole_s")
@@ -95,6 +96,9 @@ def saturate_together(
 
     doubled = [Member(case=member.case, worker=member.worker, experiment="throughput") for member in members]
     for member in doubled:
+        if member.case.device == "cpu" and member.case.threads < IN_FLIGHT:
+            member.failure = f"not measured: {IN_FLIGHT} requests in flight would take more than the case's threads"
+            continue
         try:
             member.failure = member.worker.ask("saturate", compared_images(member.case))
         except WorkerError as error:

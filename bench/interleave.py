@@ -120,14 +120,19 @@ def measure_group(
         measure = functools.partial(_measure, turn=turn, on_block=on_block)
         for member in order.sample(crowd, len(crowd)):
             _try(member, measure)
-        judged = [slow_rounds(anchor.blocks, first) for anchor, first in zip(anchors, since, strict=True)]
-        slow = frozenset().union(*judged)
+        slow = slow_rounds_of(anchors, since)
         for member in active:
             member.blocks = review(member.blocks, slow)
             member.stop_reason = why_stop(member.timing(limits), limits)
             if member.stop_reason or member.failure:
                 on_done(member)
         active = [member for member in active if not member.failure and not member.stop_reason]
+
+
+def slow_rounds_of(anchors: Sequence[Member], since: Sequence[int]) -> frozenset[int]:
+    """Return the rounds in which any of *anchors* was slow; each one's blocks count from its index in *since* on."""
+    judged = [slow_rounds(anchor.blocks, first) for anchor, first in zip(anchors, since, strict=True)]
+    return frozenset().union(*judged)
 
 
 def why_stop(timing: Timing, limits: Limits) -> str:

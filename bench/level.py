@@ -39,12 +39,14 @@ class Level:
 
     Attributes:
         run: Name of its folder.
+        begun_at: When its first case was recorded: another run may have a folder of the same name.
         fingerprint: Of the machine, its device and the threads.
         torch: Version of what runs the anchor.
         level_s: That time [s].
     """
 
     run: str
+    begun_at: str = ""
     recorded_at: str
     fingerprint: str
     torch: str
@@ -67,7 +69,7 @@ def recall(path: Path, environment: Environment) -> dict[str, float]:
 
     An anchor of fewer than `FEWEST_RUNS` runs is not known, and a line that cannot be read is passed over.
     """
-    levels: dict[str, dict[str, float]] = {}
+    levels: dict[str, dict[tuple[str, str], float]] = {}
     for text in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         try:
             line = from_json(Level, text)
@@ -76,8 +78,9 @@ def recall(path: Path, environment: Environment) -> dict[str, float]:
         if (line.fingerprint, line.torch) == (environment.fingerprint, environment.versions.get("torch", "")):
             # A run that was resumed counts once, with what it knew last.
             known = levels.setdefault(line.anchor, {})
-            known.pop(line.run, None)
-            known[line.run] = line.level_s
+            run = (line.run, line.begun_at)
+            known.pop(run, None)
+            known[run] = line.level_s
     return {
         name: float(np.median(list(runs.values())[-REMEMBERED:]))
         for name, runs in levels.items()
@@ -92,6 +95,7 @@ def remember(path: Path, environment: Environment, records: Iterable[RunRecord],
     for name, level_s in run_levels(known).items():
         line = Level(
             run=known[0].run,
+            begun_at=min(record.recorded_at for record in known),
             recorded_at=recorded_at,
             fingerprint=environment.fingerprint,
             torch=environment.versions.get("torch", ""),

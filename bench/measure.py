@@ -123,7 +123,7 @@ class Clock:
     def warm_up(self, sm_clock_mhz: Callable[[], int | None] | None = None) -> tuple[int, bool]:
         """Call until the medians of short blocks settle, and the clock of a GPU; or the time is over.
 
-        One call of `LONG_CALL_S` or more is warm-up enough: nothing that wakes up takes so long.
+        Two calls of `LONG_CALL_S` or more are warm-up enough: nothing that wakes up takes so long.
 
         Args:
             sm_clock_mhz: Reads the clock of the GPU [MHz]; without it, or where it tells none, only the
@@ -150,7 +150,7 @@ class Clock:
     def block(self) -> tuple[float, ...]:
         """Return the wall times of the timed calls of one block [s].
 
-        A session whose first warm-up call took `LONG_CALL_S` or more has blocks of one call and
+        A session whose first two calls took `LONG_CALL_S` or more each has blocks of one call and
         discards none: waking up is nothing beside such a call.
         """
         if self._long:
@@ -184,6 +184,8 @@ class Clock:
 
     def _short_median(self) -> float:
         first = self.call()
+        if first >= LONG_CALL_S:
+            first = self.call()  # it may have been held up
         if first >= LONG_CALL_S:
             return first
         return statistics.median([first, *self._samples(self._plan.block_s / 4)])

@@ -64,7 +64,8 @@ class CpuSession(LocalSession):
     """Runs on the caller's memory; `infer` waits for the result.
 
     One `InferenceSession` serves every slot: its `run` may be called from several threads, allocates
-    the outputs of each call, and all calls share its pool of threads. With the setting `streams` a batch
+    the outputs of each call, and all calls share its pool of threads. A caller computes too, so that the pool
+    is smaller by one thread for each slot after the first. With the setting `streams` a batch
     is divided among as many sessions, a caller each, and so are the threads: callers of one session would
     share its pool unevenly.
     """
@@ -75,13 +76,16 @@ class CpuSession(LocalSession):
         case: Case,
         facts: Mapping[str, Scalar] | None = None,
         settings: Mapping[str, Scalar] | None = None,
+        slots: int = 1,
     ) -> None:
         from bench.export import was_cached
 
         self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
         self._path, self._facts, self._settings = path, facts or {}, settings or {}
         streams = int(self._settings.get("streams") or 1)
-        self._case = replace(case, threads=case.threads // streams)
+        # With streams the callers are its own, as many as there are, whatever the slots.
+        self._more_callers = 0 if streams > 1 else slots - 1
+        self._case = replace(case, threads=max(1, case.threads // streams - self._more_callers))
         self._sessions = [
             build_session(path, self._case, "CPUExecutionProvider", settings=self._settings) for _ in range(streams)
         ]
@@ -109,7 +113,8 @@ class CpuSession(LocalSession):
         Its convolutions are counted in the graph that such a session makes of the file, which another one writes.
         """
         facts = {**_evidence(self._sessions[0], self._path), **self._facts, "streams": len(self._sessions)}
-        facts["threads"] = sum(session.get_session_options().intra_op_num_threads for session in self._sessions)
+        pools = [session.get_session_options().intra_op_num_threads for session in self._sessions]
+        facts["threads"] = sum(pools) + self._more_callers
         entry = self._sessions[0].get_session_options().get_session_config_entry
         facts["allow_spinning"] = entry(SPINNING) == "1"
         facts["graph_optimization"] = LEVELS[self._sessions[0].get_session_options().graph_optimization_level.name]

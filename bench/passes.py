@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from bench.interleave import Limits, Member, measure_group
+from bench.interleave import Limits, Member, measure_group, slow_rounds_of
+from bench.quiet import review
 from bench.records import Block
 
 #: The reason for which a case ended that is told where its processes ended for several.
@@ -39,13 +40,17 @@ def measure_passes(
         on_done: As of `measure_group`; told of each member once, in its last process.
     """
     share = share_limits(limits, processes)
+    since = [len(anchor.blocks) for anchor in anchors]
     earlier = {member.case.key: member for member in members}
     for number in range(processes):
         if number:
             members = [reopen(member, number) for member in earlier.values() if not member.failure]
+        # Behind whatever anybody has measured: a round of the group has one number.
+        taken = [block.round for member in earlier.values() for block in member.blocks]
+        taken += [block.round for anchor, first in zip(anchors, since, strict=True) for block in anchor.blocks[first:]]
         for member in members:
             member.process = number
-            member.first_round = 1 + max((block.round for block in earlier[member.case.key].blocks), default=0)
+            member.first_round = 1 + max(taken, default=0)
 
         def finish(member: Member, is_last: bool = number == processes - 1) -> None:
             if member.process:
@@ -60,6 +65,10 @@ def measure_passes(
         measure_group(
             [member for member in members if not member.failure], anchors, share, on_block, finish, seed=number
         )
+    # By all that the anchors have told of their quiet level: early rounds were judged by little.
+    slow = slow_rounds_of(anchors, since)
+    for member in earlier.values():
+        member.blocks = review(member.blocks, slow)
     return list(earlier.values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from bench.backends.base import Backend
 from bench.knob import TUNED, knobs_of
 from bench.records import DEFAULT, GRAPH, Case, join_variants
 from bench.scenario import parse_scenarios
+from lensing_models.cores import usable_cores
 from lensing_models.registry import known_architectures, select_pairs, split_names
 from lensing_models.specs import ArchitectureSpec, TaskSpec
 
@@ -205,9 +205,9 @@ def parse_batch_sizes(text: str) -> list[int]:
 
 
 def resolve_threads(threads: int | None) -> int:
-    """Return the thread count: all cores this process may use, unless *threads* says otherwise."""
+    """Return the thread count: all cores this process may use (`usable_cores`), unless *threads* says otherwise."""
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return usable_cores()
     if threads < 1:
         raise ValueError(f"--threads {threads}: give a positive whole number")
     return threads

@@ -25,6 +25,8 @@ WATCH_S = 0.2
 #: Share of the memory available at the start of a run that one worker may use unless told otherwise;
 #: the rest is for the others and for what grows between two looks.
 MEMORY_SHARE = 0.85
+#: Folder of a container's own control group (version 2).
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 #: Part of the timetable to which a call's time is booked; one that is not named here is a part of its own.
 BOOKED_TO = {
     "open": "build",
@@ -164,14 +166,24 @@ def default_memory_limit() -> float:
     return MEMORY_SHARE * available_memory()
 
 
-def available_memory() -> float:
-    """Return the memory that is available now, to this machine and to its container [B]."""
+def available_memory(group: Path = CONTROL_GROUP) -> float:
+    """Return the memory that is available now, to this machine and to its container [B].
+
+    Files that the system keeps in memory because there is room, and nobody has mapped, count as available:
+    after an installation or a simulation they fill a container.
+
+    Args:
+        group: Folder of the container's control group.
+    """
     available = float(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")  # version 2; where a container sees its own group
     try:
-        most, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        available = min(available, float(most) - float(used))  # float("max") is refused below
-    except (OSError, ValueError):  # no such group, or one without a limit
+        most, used, parts = (
+            (group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        lines = dict(line.split() for line in parts.splitlines())
+        files = int(lines["active_file"]) + int(lines["inactive_file"]) - int(lines["file_mapped"])
+        available = min(available, float(most) - float(used) + max(0, files))  # float("max") is refused below
+    except (OSError, ValueError, KeyError):  # no such group, or one without a limit
         pass
     return available
 

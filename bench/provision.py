@@ -78,7 +78,10 @@ def provide(
     if missing:
         with timetable.spend("fit"):
             fit_missing(missing, preset=preset, data=data, folder=folder, device=device, threads=threads)
-        found.update({pair_key(pair): find_checkpoint(pair, [folder]) for pair in missing})
+        for pair in missing:
+            # What the cache had, and was refused, may still lie there if the fit failed.
+            store = stores[pair[0].name]
+            found[pair_key(pair)] = find_checkpoint(pair, [folder]) if checkpoints else find_cached(pair, folder, store)
     return Provision(stores=stores, checkpoints={key: entry for key, entry in found.items() if entry is not None})
 
 
@@ -114,17 +117,13 @@ def find_cached(pair: Pair, folder: Path, store: Store) -> tuple[Path, Card] | N
 def fit_missing(
     pairs: Sequence[Pair], *, preset: Preset, data: Path | None, folder: Path, device: str, threads: int
 ) -> None:
-    """Fit *pairs* into *folder* in processes of their own, which show progress and errors on stderr.
+    """Fit each of *pairs* into *folder* in a process of its own, which shows progress and errors on stderr.
 
-    A fit that fails leaves no checkpoint; the cases of that pair become failed records.
+    A fit that fails leaves no checkpoint, and the others alone; the cases of that pair become failed records.
     """
-    wanted: dict[tuple[str, ...], list[str]] = {}
-    for name in dict.fromkeys(task.name for task, _ in pairs):
-        models = tuple(architecture.label for task, architecture in pairs if task.name == name)
-        wanted.setdefault(models, []).append(name)
-    for models, tasks in wanted.items():
+    for task, architecture in pairs:
         command = [sys.executable, "-m", "lensing_models.train"]
-        command += ["--models", ",".join(models), "--tasks", ",".join(tasks), "--preset", preset.name]
+        command += ["--models", architecture.label, "--tasks", task.name, "--preset", preset.name]
         command += ["--out", str(folder), "--device", device, "--threads", str(threads)]
         command += ["--data", str(data)] if data else []
         subprocess.run(command, stdout=sys.stderr, check=False)

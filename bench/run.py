@@ -52,6 +52,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="complete the run in --out as it was begun; nothing is measured twice",
     )
+    add("--retry-contended", action="store_true", help="with --resume: measure what other work spoilt once more")
     add("--strict", action="store_true", help="exit with 1 if a case is skipped")
     add("--list", action="store_true", help="print the plan and stop")
     add("--verify", action="store_true", help="check every case once, untimed")
@@ -115,7 +116,7 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
 def kept_options(options: argparse.Namespace) -> dict[str, object]:
     """Return those of *options* that say what a run is, as they stand in ``run.json``."""
     # A run may be verified first and measured then.
-    passing = ("out", "resume", "list", "strict", "verify")
+    passing = ("out", "resume", "retry_contended", "list", "strict", "verify")
     given = {name: value for name, value in vars(options).items() if value is not None and name not in passing}
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
@@ -181,6 +182,7 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
             workdir=CACHE / "artifacts",
             fingerprint=environment.fingerprint,
             oversight=oversight,
+            retry_contended=options.retry_contended,
         )
         execution.run(sweep.cases)
         if sweep.scenarios:
@@ -219,8 +221,8 @@ def check_numbers(options: argparse.Namespace) -> None:
     preset = PRESETS[options.preset]
     # What takes its time by design, the energy window and the warm-up, is not to be taken for a hang.
     least_s = 2 * max(preset.energy_s, (options.time_budget or preset.case_s) / 4)
-    if options.case_timeout is not None and options.case_timeout <= least_s:
-        raise ValueError(f"--case-timeout {options.case_timeout:g}: preset {preset.name} needs more than {least_s:g} s")
+    if (stage_s := options.case_timeout or preset.stage_s) <= least_s:
+        raise ValueError(f"--case-timeout {stage_s:g}: the time budget of a case needs more than {least_s:g} s")
     if options.processes is not None and options.processes < 1:
         raise ValueError(f"--processes {options.processes}: give a positive whole number")
     if options.memory_limit is not None and not options.memory_limit > 0:
@@ -231,6 +233,8 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--p99-ms {options.p99_ms}: give milliseconds, more than 0")
     if options.verify and options.scenarios:
         raise ValueError("--verify times nothing, and --scenarios needs the times; leave one of them out")
+    if options.retry_contended and not options.resume:
+        raise ValueError("--retry-contended needs --resume: it is of a run that was measured")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to complete")
     resolve_builds(options.builds, options.processes or preset.processes, preset.builds)

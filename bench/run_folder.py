@@ -60,6 +60,10 @@ class RunFolder:
         if not resume and self.records_file.exists():
             self._lock.release()
             raise ValueError(f"{path} holds a run already; complete it with --resume or choose another --out")
+        if not resume:
+            # What an attempt without a record found out was of its own threads, options and hour.
+            for name in ("environment.json", "run.json", "blocks.jsonl", "scenarios.jsonl", "tuning.jsonl"):
+                (path / name).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +81,7 @@ class RunFolder:
                 revision, or with other settings: its records would not compare with new ones.
         """
         known = self.path / "environment.json"
-        if known.exists() and self.records_file.exists():
+        if known.exists():
             earlier = from_json(Environment, known.read_text(encoding="utf-8"))
             begun = self.facts().get("settings")
             differing = [

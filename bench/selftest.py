@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench.anchor import ARCHITECTURES
 from bench.control import CONTROL, TRUTHS
 from bench.crew import compared_images
 from bench.interleave import Limits, Member, measure_group
@@ -76,7 +78,7 @@ def run_selftest(job: Job, oversight: Oversight | None = None) -> SelfTest:
     """Return what the harness makes of what is known, through the same workers, clock and blocks as everything else.
 
     Args:
-        job: Any of the run; its data and its machine are used, with the anchor's network and random weights.
+        job: Any of the run; its data and its machine are used, with an anchor's network and random weights.
         oversight: What each of its processes may take.
 
     Raises:
@@ -146,8 +148,10 @@ def are_passed(job: Job, names: Sequence[str], oversight: Oversight | None = Non
 
 
 def control_job(job: Job, name: str) -> Job:
-    """Return *job* for control *name*, with random weights."""
-    case = replace(job.case, backend=CONTROL.name, precision="fp32", batch_size=1, variant=name)
+    """Return *job* for control *name*, with an anchor's network and random weights."""
+    case = replace(
+        job.case, architecture=ARCHITECTURES[0], backend=CONTROL.name, precision="fp32", batch_size=1, variant=name
+    )
     outputs = job.workdir / "selftest-outputs.npy"  # never written: a control is not scored
     return replace(job, case=case, checkpoint=None, reference=None, outputs=outputs, plan=BLOCK, settings={})
 
@@ -173,14 +177,15 @@ def _interval(value: Interval) -> str:
     return f"{value.point:.4f} ({value.low:.4f} to {value.high:.4f})"
 
 
-def compare_networks(job: Job, repeats: int) -> dict[str, int]:
+def compare_networks(job: Job, repeats: int) -> tuple[dict[str, int], int]:
     """Return how often, of *repeats*, a network was called different from itself and from itself slowed.
 
-    Different means that the 95 % interval of the paired ratio does not hold 1. Processes differ a little
+    Different means that the 95 % interval of the paired ratio does not hold 1. Where fewer than two rounds
+    were left there is none; the number of such ratios comes second. Processes differ a little
     for good (where their memory lies), so each set of them is compared `PER_PROCESS` times only.
     """
     names = ("network", "network_again", "network_slow_2", "network_slow_5")
-    called = dict.fromkeys(names[1:], 0)
+    called, lost = dict.fromkeys(names[1:], 0), 0
     for start in range(0, repeats, PER_PROCESS):
         with ExitStack() as stack:
             workers = [Worker(control_job(job, name)) for name in names]
@@ -192,8 +197,9 @@ def compare_networks(job: Job, repeats: int) -> dict[str, int]:
                 timings = measure_members(members, COMPARED, seed)
                 for name in called:
                     ratio = latency_ratio(timings[name], timings["network"])
-                    called[name] += not ratio.low <= 1.0 <= ratio.high
-    return called
+                    called[name] += ratio.low > 1.0 or ratio.high < 1.0
+                    lost += math.isnan(ratio.low)
+    return called, lost
 
 
 def main(argv: Sequence[str]) -> int:
@@ -206,15 +212,22 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.repeats < 0:
         parser.error(f"--repeats {options.repeats}: give 0 or more")
-    job = stand_alone_job(options.device, options.threads)
-    test = run_selftest(job)
-    print(render(test))
-    facts = to_facts(test)
-    if options.repeats:
-        called = compare_networks(job, options.repeats)
-        facts["called_different"] = {"of": options.repeats, **called}
-        for name, count in called.items():
-            print(f"{name}: called different {count} of {options.repeats} times")
+    from bench.run import resolve_device
+
+    job = stand_alone_job(resolve_device(options.device, listing=False), options.threads)
+    try:
+        test = run_selftest(job)
+        print(render(test), flush=True)
+        facts = to_facts(test)
+        if options.repeats:
+            called, lost = compare_networks(job, options.repeats)
+            facts["called_different"] = {"of": options.repeats, "ratios_without_interval": lost, **called}
+            for name, count in called.items():
+                print(f"{name}: called different {count} of {options.repeats} times")
+            print(f"ratios without an interval, called nothing: {lost}")
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if options.json:
         options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return int(bool(test.complaints()))

@@ -35,10 +35,12 @@ class Card:
         sky: Physical parameters of that data set.
         preset: Size of work of the fit.
         steps: Optimiser steps taken.
-        epochs: How often each training image was seen, on average.
+        epochs: How often each training image had been seen when the network had these weights, on average.
+        schedule_epochs: To which the schedule was laid out; 0 where the card is older than this field.
         converged: Whether the schedule ran to its end; False where a step cap ended it or a time
             budget shortened it: see `cut_to`.
         pretrained: Whether the fit started from timm's weights instead of random ones.
+        pretrained_file: Digest of the file that had these; empty where they came from timm's hub.
         start: Digest of the checkpoint that the fit started from; empty without one.
         stream: Whether each epoch after the first showed new images; `recipe_digest` is of the stored ones.
         teacher: Digest of the checkpoint whose answers were imitated; empty without one.
@@ -66,8 +68,10 @@ class Card:
     seed: int
     steps: int
     epochs: float
+    schedule_epochs: float = 0.0
     converged: bool
     pretrained: bool = False
+    pretrained_file: str = ""
     start: str = ""
     stream: bool = False
     teacher: str = ""
@@ -89,7 +93,7 @@ class Card:
         preset = PRESETS.get(self.preset)
         if self.converged or preset is None or preset.step_capped:
             return ""
-        return f"{self.epochs:.3g} of {preset.epochs_for(self.task)} epochs"
+        return f"{self.schedule_epochs or self.epochs:.3g} of {preset.epochs_for(self.task)} epochs"
 
     @property
     def state(self) -> str:

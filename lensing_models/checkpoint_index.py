@@ -8,6 +8,7 @@ import json
 import sys
 import urllib.parse
 import urllib.request
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def fetch_weights(path: Path) -> bool:
         raise OSError(f"{path.name} could not be fetched from {entry.url}: {error}") from error
     if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
         raise ValueError(f"{entry.url} is not the {path.name} of the index: another length or SHA-256")
-    draft = path.with_name(f".{path.name}.fetched")
+    # Of its own name: processes that fit together fetch at the same time.
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.fetched")
     draft.write_bytes(content)
     draft.replace(path)
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -60,6 +60,14 @@ class Cluster:
         if mistake:
             raise ValueError(mistake)
         return value  # type: ignore[return-value]  # None only beside a mistake, or where work gives None
+
+    def average(self, values: Iterable[torch.Tensor]) -> None:
+        """Replace each of *values*, in place, by its mean over all processes; every process calls it."""
+        if not self.fabric:
+            return
+        for value in values:
+            torch.distributed.all_reduce(value)
+            value /= self.processes
 
     def gather(self, parts: list[T]) -> list[T]:
         """Return the *parts* of all processes, in the order of their ranks; every process calls it."""

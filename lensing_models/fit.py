@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-import os
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lensing_models.batches import targets
-from lensing_models.checkpoint import Card, load_checkpoint, revision, round_weights, verify_checkpoint
+from lensing_models.checkpoint import Card, load_checkpoint, revision, round_weights
 from lensing_models.cluster import find_device, join_cluster
+from lensing_models.cores import usable_cores
 from lensing_models.evaluate import bootstrap, predict
 from lensing_models.fit_module import Means, Precision
 from lensing_models.fit_plan import affordable_epochs, planned_epochs
-from lensing_models.job import Job
+from lensing_models.job import Identity, Job
 from lensing_models.loop import run_loop
 from lensing_models.metrics import score
 from lensing_models.network import LensNetwork, build_network
@@ -71,35 +71,27 @@ def fit(
         OSError: If the state cannot be written; what was written before is kept.
     """
     torch.set_num_threads(threads)
-    teacher, taught_by = _load_teacher(job) if job.teacher else (None, "")
+    identity = job.identity()
+    teacher = load_checkpoint(job.teacher)[0].requires_grad_(False) if job.teacher else None
     network = new_network(job)
     means = choose_means(job, network, device, workers)
+    job.check(means.cluster.processes)
     if teacher:
         teacher.to(means.device).to(memory_format=torch.channels_last)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     affordable = partial(affordable_epochs, job, network, means, teacher)
-    planned = means.cluster.decide(lambda: planned_epochs(job, folder, taught_by, resume, affordable, time_budget_s))
+    planned = means.cluster.decide(lambda: planned_epochs(job, folder, identity, resume, affordable, time_budget_s))
     cut = dataclasses.replace(job, epochs=planned)
     with ProgressLine(f"fit {job.name}", cut.steps, silent=means.cluster.rank > 0) as progress:
         steps = run_loop(cut, network, means, teacher=teacher, progress=progress, folder=folder, resume=resume)
         network.to(means.device)
         round_weights(network.eval())
-        card = _score(job, network, steps=steps, converged=not job.preset.step_capped and planned == job.most_epochs)
-        card = dataclasses.replace(card, teacher=taught_by, processes=means.cluster.processes)
+        card = _score(cut, network, identity, steps=steps, whole=planned == job.most_epochs)
+        card = dataclasses.replace(card, processes=means.cluster.processes)
         progress.say(f"validation {job.task.primary_metric} {card.validation[job.task.primary_metric]:.4g}")
     network.to("cpu")
     return network.to(memory_format=torch.contiguous_format), card
-
-
-def _load_teacher(job: Job) -> tuple[LensNetwork, str]:
-    """Return the teacher and the digest of its checkpoint; ValueError if it answers another question."""
-    assert job.teacher is not None
-    network, card = load_checkpoint(job.teacher)
-    if card.task != job.task.name:
-        raise ValueError(f"teacher {job.teacher} is of task {card.task!r}, not {job.task.name!r}")
-    refuse_other_split(job, job.teacher, card)
-    return network.requires_grad_(False), card.sha256
 
 
 def choose_means(job: Job, network: nn.Module, device: str = "auto", workers: int | None = None) -> Means:
@@ -117,7 +109,7 @@ def choose_means(job: Job, network: nn.Module, device: str = "auto", workers: in
     resident = device == "cuda" and not job.stream and not workers and _fits(job.store)
     if workers is None:
         # On a CPU they would take the cores of the fit; a GPU must be fed.
-        cores = (os.cpu_count() or 1) // cluster.processes_a_node
+        cores = usable_cores() // cluster.processes_a_node
         workers = 0 if device == "cpu" or resident else min(MOST_WORKERS, max(1, cores - 1))
     return Means(
         device=device,
@@ -176,25 +168,12 @@ def _take_weights(job: Job, network: LensNetwork, path: Path) -> None:
     head = {id(value) for value in backbone.get_classifier().parameters()}  # type: ignore[operator]  # as above
     wanted = {name for name, value in backbone.state_dict(keep_vars=True).items() if id(value) not in head}
     other, card = load_checkpoint(path)
-    refuse_other_split(job, path, card)
+    job.refuse_other_split(path, card)
     given = other.backbone.state_dict()
     own = backbone.state_dict()
     if misfits := [name for name in sorted(wanted) if name not in given or given[name].shape != own[name].shape]:
         raise ValueError(f"{path} ({card.task}/{card.architecture}) is no start for this network: {misfits[0]} differs")
     backbone.load_state_dict({name: given[name] for name in wanted}, strict=False)
-
-
-def refuse_other_split(job: Job, path: Path, card: Card) -> None:
-    """Raise ValueError if the network *path* may have been fitted to test images of *job*.
-
-    So it may where both come of one archive that was imported twice: another seed parts it in
-    other splits. A simulated image belongs to one split whatever the seed and the sizes.
-    """
-    from lensing_models.data.simulate import SOURCES
-
-    store = job.store
-    if card.sky == store.sky and store.sky not in SOURCES and card.recipe_digest != store.recipe_digest:
-        raise ValueError(f"{path} was fitted to another split of {store.sky}: it may know the test images of this one")
 
 
 def chosen_precision(network: nn.Module, device: str) -> Precision:
@@ -211,8 +190,8 @@ def chosen_precision(network: nn.Module, device: str) -> Precision:
     return "bf16-mixed" if has_bf16 and not has_depthwise else "32-true"
 
 
-def _score(job: Job, network: LensNetwork, *, steps: int, converged: bool) -> Card:
-    """Return the card of a fitted network, its metrics among it."""
+def _score(job: Job, network: LensNetwork, identity: Identity, *, steps: int, whole: bool) -> Card:
+    """Return the card of a network that *job* has fitted; *whole*: its schedule was the preset's."""
     capped = job.preset.step_capped
     # Scoring a capped fit stays cheaper than the fit itself: EfficientNet-B5 would take a minute.
     most = steps * job.batch_size // 2 if capped else None
@@ -225,18 +204,21 @@ def _score(job: Job, network: LensNetwork, *, steps: int, converged: bool) -> Ca
     return Card(
         task=job.task.name,
         architecture=job.architecture.label,
-        recipe_digest=job.store.recipe_digest,
+        recipe_digest=identity.recipe_digest,
         sky=job.store.sky,
-        preset=job.preset.name,
-        seed=job.seed,
-        pretrained=job.pretrained,
-        start=verify_checkpoint(job.start).sha256 if job.start else "",
-        stream=job.stream,
-        focal_gamma=job.task.focal_gamma,
-        balance=job.task.balance,
+        preset=identity.preset,
+        seed=identity.seed,
+        pretrained=identity.pretrained,
+        pretrained_file=identity.pretrained_file,
+        start=identity.start,
+        teacher=identity.teacher,
+        stream=identity.stream,
+        focal_gamma=identity.focal_gamma,
+        balance=identity.balance,
         steps=steps,
         epochs=steps / job.epoch_steps,
-        converged=converged,
+        schedule_epochs=job.steps / job.epoch_steps,
+        converged=whole and not capped,
         scored_images={split: len(labels) for split, (_, labels) in scored.items()},
         validation=values["validation"],
         test=values["test"],

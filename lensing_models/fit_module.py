@@ -107,6 +107,16 @@ def training_supply(job: Job, means: Means) -> Supply:
     return ResidentImages(job.store, "train", means.device) if means.resident else StoredImages(job.store, "train")
 
 
+class _Aside:
+    """A network that is no part of the module that has it: not fitted, averaged, saved or copied."""
+
+    def __init__(self, network: LensNetwork | None) -> None:
+        self.network = network
+
+    def __deepcopy__(self, memo: object) -> _Aside:
+        return self
+
+
 class FitModule(lightning.LightningModule):
     """What Lightning is told: batches, loss, optimiser, learning rate, and how an epoch is judged."""
 
@@ -116,8 +126,7 @@ class FitModule(lightning.LightningModule):
         self._batches = TrainingBatches(job.task, training_supply(job, means))
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self._has_statistics = any(norm.training for norm in norms)
-        # In a tuple, so that it is no part of what is fitted, averaged and saved.
-        self._teacher = (teacher,)
+        self._teacher = _Aside(teacher)
         self._alpha = (
             class_weights(job.task, targets(job.task, job.store.labels("train"))) if job.task.classes else None
         )
@@ -145,6 +154,8 @@ class FitModule(lightning.LightningModule):
         images = (self._batches[chosen][0].to(self.device) for chosen in itertools.islice(order, REFRESH_BATCHES))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._means.precision == "bf16-mixed"):
             update_bn(images, self.network)
+        # Each process has seen its own images: all are to judge, and to keep, one network.
+        self._means.cluster.average(value for name, value in self.network.named_buffers() if "running_" in name)
 
     def val_dataloader(self) -> Any:  # as above
         """Return this process's share of the validation split."""
@@ -154,7 +165,7 @@ class FitModule(lightning.LightningModule):
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Return the loss of this process's share of a batch."""
         alpha = None if self._alpha is None else self._alpha.to(self.device)
-        loss = batch_loss(self.job.task, self.network, *batch, self._teacher[0], alpha)
+        loss = batch_loss(self.job.task, self.network, *batch, self._teacher.network, alpha)
         self.log("loss", loss, sync_dist=self._means.cluster.processes > 1)
         return loss
 

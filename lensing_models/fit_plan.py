@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import shutil
@@ -14,9 +15,8 @@ import numpy as np
 import torch
 
 from lensing_models.batches import Order, TrainingBatches, training_loader
-from lensing_models.checkpoint import verify_checkpoint
 from lensing_models.fit_module import Means, step_once, training_supply
-from lensing_models.job import Job
+from lensing_models.job import Identity, Job
 from lensing_models.loop import BEST, LAST
 from lensing_models.network import LensNetwork
 
@@ -29,7 +29,7 @@ OVERHEAD = 1.1
 def planned_epochs(
     job: Job,
     folder: Path | None,
-    taught_by: str,
+    identity: Identity,
     resume: bool,
     affordable: Callable[[float], int],
     time_budget_s: float | None,
@@ -41,7 +41,7 @@ def planned_epochs(
     Args:
         job: What is fitted.
         folder: Of the fit, or None.
-        taught_by: Digest of the teacher's checkpoint.
+        identity: Of the job, as it was when its weights were read.
         resume: Whether to go on with what *folder* has; else its state is dropped.
         affordable: Gives the epochs for a wall time [s].
         time_budget_s: That time, if there is a limit.
@@ -49,19 +49,7 @@ def planned_epochs(
     Raises:
         ValueError: If that fit was of something else.
     """
-    asked = {
-        "task": job.task.name,
-        "architecture": job.architecture.label,
-        "recipe_digest": job.store.recipe_digest,
-        "preset": job.preset.name,
-        "seed": job.seed,
-        "pretrained": job.pretrained,
-        "start": verify_checkpoint(job.start).sha256 if job.start else "",
-        "teacher": taught_by,
-        "stream": job.stream,
-        "focal_gamma": job.task.focal_gamma,
-        "balance": job.task.balance,
-    }
+    asked = {"task": job.task.name, "architecture": job.architecture.label, **dataclasses.asdict(identity)}
     if folder and resume and (folder / LAST).exists():
         return _epochs_of_begun(folder / PLAN, asked)
     epochs = job.most_epochs

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from lensing_models.checkpoint import Card, verify_checkpoint
+from lensing_models.metrics import score
 from lensing_models.preset import Preset
+from lensing_models.registry import find_architecture, find_task
 from lensing_models.specs import ArchitectureSpec, Schedule, TaskSpec
 
 if TYPE_CHECKING:
+    from lensing_models.data.manifest import SplitName
     from lensing_models.data.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What two fits of a pair must have in common to be one: fields of `Card`, digests taken at one moment."""
+
+    recipe_digest: str
+    preset: str
+    seed: int
+    pretrained: bool
+    pretrained_file: str
+    start: str
+    teacher: str
+    stream: bool
+    focal_gamma: float
+    balance: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +73,78 @@ class Job:
             )
         if self.start and self.pretrained:
             raise ValueError(f"a fit starts from timm's weights or from {self.start}, not from both")
+
+    def identity(self) -> Identity:
+        """Return what a fit of this job is made of.
+
+        Raises:
+            ValueError: If a checkpoint that it names is damaged or missing.
+            OSError: If the file of weights cannot be read.
+        """
+        return Identity(
+            recipe_digest=self.store.recipe_digest,
+            preset=self.preset.name,
+            seed=self.seed,
+            pretrained=self.pretrained,
+            pretrained_file=hashlib.sha256(self.weights.read_bytes()).hexdigest() if self.weights else "",
+            start=verify_checkpoint(self.start).sha256 if self.start else "",
+            teacher=verify_checkpoint(self.teacher).sha256 if self.teacher else "",
+            stream=self.stream,
+            focal_gamma=self.task.focal_gamma,
+            balance=self.task.balance,
+        )
+
+    def check(self, processes: int = 1) -> None:
+        """Raise ValueError where the fit could not be made or judged, before anything is computed for it.
+
+        Args:
+            processes: That fit together.
+        """
+        least: dict[SplitName, int] = {"train": processes, "validation": processes, "test": 1}
+        for split, images in least.items():
+            if (found := len(self.store.indices(split))) < images:
+                among = f" for {processes} processes" if processes > 1 else ""
+                raise ValueError(
+                    f"{self.store.folder}: {found} {split} images are too few{among} to fit to and to judge"
+                )
+        if self.batch_size % processes:
+            raise ValueError(f"a batch of {self.batch_size} images cannot be shared by {processes} processes")
+        labels = self.store.labels("validation")
+        metric = self.task.primary_metric
+        # Answers that are all alike have every metric that is defined on these labels.
+        alike = score(self.task, np.zeros((len(labels), self.task.output_count), dtype=np.float32), labels)
+        if np.isnan(alike[metric]) and not self.preset.step_capped:
+            absent = [name for index, name in enumerate(self.task.classes) if not (labels == index).any()]
+            of_what = f" of {', '.join(absent)}" if absent else ""
+            raise ValueError(f"{self.store.folder}: no validation image{of_what}, so no {metric} to choose an epoch by")
+        if self.start:
+            card = verify_checkpoint(self.start)
+            self.refuse_other_split(self.start, card)
+            self._expect_alike(self.start, card)
+        if self.teacher:
+            card = verify_checkpoint(self.teacher)
+            self.refuse_other_split(self.teacher, card)
+            if card.task != self.task.name:
+                raise ValueError(f"teacher {self.teacher} is of task {card.task!r}, not {self.task.name!r}")
+
+    def refuse_other_split(self, path: Path, card: Card) -> None:
+        """Raise ValueError if the network *path* may have been fitted to test images of this job.
+
+        So it may where both come of one archive that was imported twice: another seed parts it in
+        other splits. A simulated image belongs to one split whatever the seed and the sizes.
+        """
+        from lensing_models.data.simulate import SOURCES
+
+        sky = self.store.sky
+        if card.sky == sky and sky not in SOURCES and card.recipe_digest != self.store.recipe_digest:
+            raise ValueError(f"{path} was fitted to another split of {sky}: it may know the test images of this one")
+
+    def _expect_alike(self, path: Path, card: Card) -> None:
+        """Raise ValueError unless the backbone of *path* has the shapes of this network's, whatever its input size."""
+        family, channels = find_architecture(card.architecture).name, find_task(card.task).image_shape[0]
+        if (family, channels) != (self.architecture.name, self.task.image_shape[0]):
+            said = f"{path} ({card.task}/{card.architecture}, {channels} bands)"
+            raise ValueError(f"{said} is no start for {self.name}, of {self.task.image_shape[0]} bands")
 
     @property
     def name(self) -> str:

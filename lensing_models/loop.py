@@ -109,7 +109,11 @@ def _trainer(
         limit_val_batches=1.0 if validated else 0,
         num_sanity_val_steps=0,
         gradient_clip_val=CLIP_NORM,
-        callbacks=[_Average(), _Report(job, progress, means.device), *_watchers(module, kept, validated)],
+        callbacks=[
+            _Average(means.device, refreshes=kept is None),
+            _Report(job, progress, means.device),
+            *_watchers(module, kept, validated),
+        ],
         logger=_loggers(kept) if kept else False,
         log_every_n_steps=min(50, job.epoch_steps),
         enable_checkpointing=kept is not None,
@@ -147,10 +151,16 @@ def _plain_errors(trainer: lightning.Trainer) -> Iterator[None]:
 
 
 class _Average(WeightAveraging):
-    """Lightning's weight averaging, with the ramp of `average_decay`, and batch norms that fit the average."""
+    """Lightning's weight averaging, with the ramp of `average_decay`, and batch norms that fit the average.
 
-    def __init__(self) -> None:
-        super().__init__(multi_avg_fn=_blend)
+    Args:
+        device: Where the average is kept; left to itself it would stay on the host.
+        refreshes: Whether the average is what the fit ends with, not its best epoch.
+    """
+
+    def __init__(self, device: str, *, refreshes: bool) -> None:
+        super().__init__(device=device, multi_avg_fn=_blend)
+        self._refreshes = refreshes
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
@@ -160,7 +170,7 @@ class _Average(WeightAveraging):
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         assert isinstance(pl_module, FitModule)
-        if pl_module.job.preset.step_capped:  # no epoch of it is validated
+        if self._refreshes:
             pl_module.refresh_batch_norm()
 
 

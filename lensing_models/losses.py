@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional
 
@@ -10,6 +12,7 @@ from lensing_models.specs import TaskSpec
 
 TEMPERATURE = 2.0  # of a teacher's class probabilities
 TEACHER_SHARE = 0.9  # of the loss
+CERTAIN = 1e-12  # a doubt, 1 - p, below which it counts as this
 
 
 def task_loss(
@@ -115,11 +118,11 @@ def focal_loss(
     Raises:
         ValueError: If gamma is negative or alpha does not give one weight for each class.
     """
-    if gamma < 0:
+    if not 0 <= gamma < math.inf:
         raise ValueError(f"focal loss: gamma is {gamma}; it must be 0 or more")
     if alpha is not None and alpha.shape != logits.shape[1:]:
         raise ValueError(f"focal loss: alpha has shape {tuple(alpha.shape)}; give one weight for each class")
     log_p = functional.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
-    # -expm1(log p) is 1 - p without the cancellation near p = 1.
-    loss = -((-torch.expm1(log_p)).clamp_min(0) ** gamma) * log_p
+    # -expm1(log p) is 1 - p without the cancellation near p = 1. At 0 the slope of a root is infinite.
+    loss = -((-torch.expm1(log_p)).clamp_min(CERTAIN) ** gamma) * log_p
     return (loss if alpha is None else alpha[labels] * loss).mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Protocol
 
 import torch
@@ -86,6 +87,7 @@ def build_network(
         OSError: If the weights cannot be had.
     """
     import timm
+    from safetensors import SafetensorError
 
     channels, height, width = task.image_shape
     if height != width:
@@ -98,7 +100,10 @@ def build_network(
             in_chans=channels,
             num_classes=task.output_count,
         )
-    except (OSError, RuntimeError) as error:  # no internet, or a file of something else
+        if weights:
+            _expect_names(backbone, weights)
+    # No internet, or a file of something else.
+    except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
         if not pretrained:
             raise
         where = weights or "timm's hub"
@@ -107,3 +112,20 @@ def build_network(
         backbone, image_size=height, input_size=architecture.input_size, output_count=task.output_count
     )
     return network.eval()
+
+
+def _expect_names(backbone: nn.Module, weights: Path) -> None:
+    """Raise ValueError unless the file has a tensor for all of *backbone* but its classifier, and no others.
+
+    timm, for another number of classes than the file's, takes what fits and leaves the rest random.
+    """
+    from timm.models import load_state_dict
+
+    classifier = str(backbone.pretrained_cfg["classifier"])  # type: ignore[index]  # timm's own attribute
+    given, own = (
+        {name for name in names if not name.startswith(f"{classifier}.") and not name.endswith("num_batches_tracked")}
+        for names in (load_state_dict(str(weights)), backbone.state_dict())
+    )
+    if differing := sorted(given ^ own):
+        lacks = "it lacks" if differing[0] in own else "it has also"
+        raise ValueError(f"another network or format: {lacks} {differing[0]} ({len(differing)} names differ)")

@@ -35,12 +35,10 @@ def split_names(what: str, text: str, known: Iterable[str]) -> list[str] | None:
     """
     known = list(known)
     names = _parts(what, text, known)
-    if "all" in names:
-        return None
     for name in names:
-        if name not in known:
+        if name not in known and name != "all":
             raise LookupError(explain_unknown(what, name, known))
-    return list(dict.fromkeys(names))
+    return None if "all" in names else list(dict.fromkeys(names))
 
 
 def _parts(what: str, text: str, known: Iterable[str]) -> list[str]:

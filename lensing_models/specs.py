@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -98,7 +99,7 @@ class TaskSpec:
             raise ValueError(f"task {self.name!r}: a regression needs targets, and only it")
         if self.kind == "regression" and (self.focal_gamma or self.balance):
             raise ValueError(f"task {self.name!r}: a regression has no classes to focus on or to balance")
-        if min(self.focal_gamma, self.balance) < 0:
+        if not all(0 <= value < math.inf for value in (self.focal_gamma, self.balance)):
             raise ValueError(f"task {self.name!r}: focus {self.focal_gamma:g} and balance {self.balance:g} start at 0")
         if self.primary_metric not in self.metrics:
             raise ValueError(f"task {self.name!r}: primary metric {self.primary_metric!r} is not reported")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lensing_models.checkpoint import Card, checkpoint_path, read_card, verify_checkpoint, write_checkpoint
 from lensing_models.command_line import Parser, run_main
+from lensing_models.cores import usable_cores
 from lensing_models.data.find import CACHE, find_store
 from lensing_models.job import Job
 from lensing_models.preset import PRESETS
@@ -38,17 +39,7 @@ def kept_card(path: Path, job: Job, *, whole: bool = False) -> tuple[Card | None
         return None, str(error)
     if whole and not card.converged and not job.preset.step_capped:
         return None, "a time budget cut it short"
-    wanted = {
-        "recipe_digest": job.store.recipe_digest,
-        "preset": job.preset.name,
-        "seed": job.seed,
-        "pretrained": job.pretrained,
-        "start": verify_checkpoint(job.start).sha256 if job.start else "",
-        "teacher": verify_checkpoint(job.teacher).sha256 if job.teacher else "",
-        "stream": job.stream,
-        "focal_gamma": job.task.focal_gamma,
-        "balance": job.task.balance,
-    }
+    wanted = dataclasses.asdict(job.identity())
     differing = [name for name, value in wanted.items() if getattr(card, name) != value]
     return (None, f"another {' and '.join(differing)}") if differing else (card, "")
 
@@ -75,9 +66,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--models", default="all", help="comma list, or all: the published pairs; TASK/MODEL for one pair"
     )
-    parser.add_argument(
-        "--tasks", default="all", help="comma list, or all: the published pairs; TASK/MODEL for one pair"
-    )
+    parser.add_argument("--tasks", default="all", help="comma list, or all: the published pairs")
     parser.add_argument(
         "--data", type=Path, help=f"a data set, or a folder of one for each task; made in {CACHE} if absent"
     )
@@ -146,6 +135,8 @@ def main(argv: Sequence[str]) -> int:
             parser.error(f"--teacher {arguments.teacher}: it answers {taught}; choose that with --tasks")
     jobs = make_jobs(arguments, pairs)
     cluster = _cluster(arguments.device)
+    for job in jobs:  # all of them, before the first takes hours
+        job.check(cluster.processes if cluster else 1)
     for job in jobs:
         if line := fit_one(job, arguments, cluster):
             print(line, flush=True)
@@ -231,8 +222,8 @@ def fit_one(job: Job, arguments: Namespace, cluster: Cluster | None) -> str:
 
 
 def default_threads(cluster: Cluster | None) -> int:
-    """Return the cores of this machine that fall to a process."""
-    return max(1, (os.cpu_count() or 1) // (cluster.processes_a_node if cluster else 1))
+    """Return the cores that fall to a process."""
+    return max(1, usable_cores() // (cluster.processes_a_node if cluster else 1))
 
 
 def _cluster(device: str) -> Cluster | None:

@@ -66,11 +66,11 @@ class OnnxRuntimeBackend(Tunable):
 
         if case.precision == "int8":
             quantized = quantized_file(network, workdir, ONNX_RUNTIME, case)
-            return CpuSession(quantized.path, case, quantized.facts, self._settings)
+            return CpuSession(quantized.path, case, quantized.facts, self._settings, slots)
         path = onnx_file(network, workdir, case.precision)
         if case.device == "cuda":
             return CudaSession(path, case, network.output_scale.numel(), slots, settings=self._settings)
-        return CpuSession(path, case, settings=self._settings)
+        return CpuSession(path, case, settings=self._settings, slots=slots)
 
 
 BACKEND = OnnxRuntimeBackend()

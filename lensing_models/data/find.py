@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lensing_models.cores import usable_cores
 from lensing_models.preset import Preset
 from lensing_models.specs import TaskSpec
 
@@ -39,8 +39,7 @@ def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
 
     split = preset.split_for(task.name)
     total = split.train + split.validation + split.test
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, MOST_WORKERS) if total >= WORTH_WORKERS else 1
+    workers = min(usable_cores(), MOST_WORKERS) if total >= WORTH_WORKERS else 1
     with ProgressLine(f"simulate {task.name}", total, every=0.25) as line:
         return ensure_dataset(task, preset, CACHE, workers=workers, progress=lambda done, total: line.reach(done))
 

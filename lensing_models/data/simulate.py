@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from lensing_models.data.draw import image_stream
@@ -156,7 +157,7 @@ def ensure_dataset(
             return _expect(open_store(folder), recipe)
         except ValueError as error:
             log.warning("making the data again: %s", error)
-            shutil.rmtree(folder)
+            _remove_damaged(folder, recipe)
     while True:
         try:
             return simulate_dataset(task, split, folder, seed=seed, workers=workers, resume=True, progress=progress)
@@ -164,6 +165,15 @@ def ensure_dataset(
             return _expect(open_store(folder), recipe)  # another process was faster
         except BusyError:
             time.sleep(1)
+
+
+def _remove_damaged(folder: Path, recipe: Recipe) -> None:
+    """Remove *folder*, unless another process has done so meanwhile and made it anew."""
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            _expect(open_store(folder), recipe)
+        except ValueError:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def simulate_images(

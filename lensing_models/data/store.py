@@ -167,7 +167,7 @@ def write_store(
     try:
         with FileLock(draft / LOCK, timeout=0):
             _expect_nothing(folder)
-            begun = _go_on(draft, f"{recipe.digest} {work}", resume=resume, resumable=bool(work))
+            begun = _go_on(draft, f"{recipe.digest} {work}", resume=resume)
             with ExitStack() as undo:
                 if not work:
                     undo.callback(shutil.rmtree, draft, ignore_errors=True)
@@ -203,7 +203,7 @@ def _expect_nothing(folder: Path) -> None:
         raise FileExistsError(f"{folder} exists; name another folder or remove it")
 
 
-def _go_on(draft: Path, key: str, *, resume: bool, resumable: bool) -> bool:
+def _go_on(draft: Path, key: str, *, resume: bool) -> bool:
     """Say whether the work in *draft* is gone on with; what cannot be gone on with is removed.
 
     Raises:
@@ -213,7 +213,7 @@ def _go_on(draft: Path, key: str, *, resume: bool, resumable: bool) -> bool:
     if found and found == key and resume:
         log.warning("going on with the unfinished work in %s", draft)
         return True
-    if found and resumable:
+    if found:
         how = "add --resume" if found == key else "repeat the call that began it with --resume"
         raise ValueError(f"{draft} is unfinished work{'' if found == key else ' on other data'}; {how}, or remove it")
     for path in draft.iterdir():

@@ -71,6 +71,10 @@ class ResidentImages:
             bits = stored.view(np.int16) if self._is_unsigned else stored
             self._images[start : start + len(bits)] = torch.from_numpy(bits)
 
+    def __deepcopy__(self, memo: object) -> ResidentImages:
+        """Return the same: nothing changes the images, and Lightning's average copies all that a fit has."""
+        return self
+
     def take(self, numbers: NDArray[np.int64]) -> tuple[torch.Tensor, LabelArray]:
         """Return images on the device, and labels."""
         images = self._images[torch.from_numpy(numbers).to(self._images.device)]

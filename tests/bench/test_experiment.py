@@ -81,6 +81,17 @@ def test_blocks_of_two_requests_are_a_timing_of_their_own() -> None:
     assert throughput_interval(known.throughput_timing, batch_size=2).point == pytest.approx(20.0)
 
 
+def test_two_requests_are_not_made_of_one_thread() -> None:
+    case = make_case(threads=1)
+    lonely = Member(case=case, worker=Script())  # type: ignore[arg-type]  # as above
+    findings = {case.key: found()}
+
+    saturate_together([lonely], findings, LIMITS, on_block=lambda member, block: None)
+
+    assert findings[case.key].throughput_timing is None
+    assert "would take more than the case's threads" in findings[case.key].remarks[0]
+
+
 @pytest.mark.parametrize("call", ["saturate", "warm_up", "block", "proof"])
 def test_a_case_that_two_requests_kill_keeps_its_latency_and_says_why(call: str) -> None:
     dead, healthy = saturate(Script(fails_in=call), Script())

@@ -108,6 +108,17 @@ def test_two_runs_are_too_few_and_a_resumed_one_is_one(tmp_path: Path) -> None:
     assert recall(path, HERE) == {}
 
 
+def test_runs_of_one_name_are_several_where_they_began_at_other_times(tmp_path: Path) -> None:
+    path = tmp_path / LEVELS
+    for begun_at in ("10:00", "11:00", "12:00"):
+        rows = [dataclasses.replace(met("eager", resnet18=0.010), recorded_at=begun_at)]
+        remember(path, HERE, rows, "2026-01-01")
+        # Resumed, with a case more.
+        later = dataclasses.replace(met("onnx", resnet18=0.010), recorded_at=f"{begun_at}:30")
+        remember(path, HERE, [*rows, later], "2026-01-01")
+        assert (recall(path, HERE) == {}) == (begun_at != "12:00")
+
+
 def test_a_machine_that_has_become_slower_for_good_is_accepted_in_the_end(tmp_path: Path) -> None:
     path = tmp_path / LEVELS
     for number, time_s in enumerate((*[0.010] * REMEMBERED, *[0.012] * REMEMBERED)):

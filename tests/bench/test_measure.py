@@ -74,8 +74,15 @@ def test_a_session_of_long_calls_has_blocks_of_one() -> None:
 
     samples = timer.block()
 
-    assert warmed == 1
+    assert warmed == 2
     assert len(samples) == len(session.seen) - warmed == 1
+
+
+def test_a_first_call_that_was_held_up_makes_no_long_session() -> None:
+    timer = clock(Waiting(LONG_CALL_S, 0.01))
+    timer.warm_up()
+
+    assert len(timer.block()) >= PLAN.calls
 
 
 def test_one_slow_call_does_not_change_what_a_block_is() -> None:

@@ -99,6 +99,41 @@ def test_the_anchor_keeps_its_process() -> None:
     assert [block.round for block in anchor.blocks] == [block.round for block in member.blocks]
 
 
+@dataclass
+class Slowing:
+    """Stands for a worker whose calls take *samples_s* in turn, three to a block, the last of them from then on."""
+
+    samples_s: list[float]
+    pid: int = 1
+
+    def ask(self, call: str, patience_s: float = 0.0) -> object:
+        if call == "warm_up":
+            return 2, True
+        return ((self.samples_s.pop(0) if len(self.samples_s) > 1 else self.samples_s[0]),) * 3
+
+
+def test_rounds_of_the_first_process_are_judged_by_what_the_anchor_told_later() -> None:
+    # In the first process's four rounds, too few to know its level by, two were slow.
+    anchor = Member(case=make_case(variant="anchor"), worker=Slowing([0.02, 0.02, *[0.01] * 20]))  # type: ignore[arg-type]
+
+    (member,), _, _ = measure(in_processes("a", 0.1, 0.1, 0.1), anchor=anchor)
+
+    assert [block.round for block in member.blocks if not block.accepted] == [1, 2]
+    assert {block.rejected_for for block in member.blocks if not block.accepted} == {"anchor"}
+
+
+def test_a_round_has_one_number_where_the_case_that_had_most_has_died() -> None:
+    anchor = Member(case=make_case(variant="anchor"), worker=Process(0.01))  # type: ignore[arg-type]
+    slow = in_processes("slow", 1.0, 1.0)  # two blocks in its time
+    quick = in_processes("quick", 0.1, 0.1)
+    quick[1].failure = "it does not open again"
+
+    measure(slow, quick, anchor=anchor)
+
+    rounds = [block.round for block in anchor.blocks]
+    assert len(rounds) == len(set(rounds))
+
+
 @pytest.mark.parametrize("samples_s", [(0.0, 0.1, 0.1), (0.1, 0.0, 0.1), (0.1, 0.1, 0.0)])
 def test_a_process_that_dies_fails_its_case_once_and_no_other(samples_s: tuple[float, ...]) -> None:
     measured, done, _ = measure(in_processes("a", *samples_s), in_processes("b", 0.1, 0.1, 0.1))

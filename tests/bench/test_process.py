@@ -12,7 +12,7 @@ import pytest
 
 from bench.job import Job
 from bench.measure import BlockPlan
-from bench.process import Oversight, Worker, WorkerError, default_memory_limit
+from bench.process import Oversight, Worker, WorkerError, available_memory, default_memory_limit
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
 from lensing_models.registry import find_task
@@ -49,6 +49,26 @@ def test_a_worker_opens_times_and_gives_evidence(job: Job) -> None:
     assert all(sample > 0 for sample in samples)
     assert (evidence["precision"], evidence["threads"]) == ("fp32", 2)
     assert len(digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("most", "available"),
+    [
+        ("2000000000", 1_200_000_000),  # 1.9 GB in use, of which 1.1 GB are files that nobody has mapped
+        ("max", None),
+    ],
+)
+def test_files_that_are_kept_in_memory_are_available_in_a_container(
+    tmp_path: Path, most: str, available: float | None
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{most}\n")
+    (tmp_path / "memory.current").write_text("1900000000\n")
+    parts = "anon 700000000\nfile 1200000000\nfile_mapped 100000000\n"
+    (tmp_path / "memory.stat").write_text(f"{parts}inactive_file 900000000\nactive_file 300000000\n")
+
+    found = available_memory(tmp_path)
+
+    assert found == (available or pytest.approx(psutil.virtual_memory().available, rel=0.2))
 
 
 def test_inputs_are_the_same_bytes_for_every_backend(job: Job) -> None:

@@ -241,6 +241,28 @@ def test_a_second_run_into_the_folder_is_refused(bench: Bench, planted_run: subp
     assert "--resume" in answer.stderr
 
 
+def test_what_other_work_spoilt_is_measured_once_more_on_request(bench: Bench) -> None:
+    what = ("--backends", "eager", "--precisions", "fp32", "--batch-sizes", "1,2", "--threads", "1")
+    assert bench.run("again", *what).returncode == 0
+    lines = bench.cwd / "again" / "records.jsonl"
+    records = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        record["validity"] = "contended" if record["case"]["batch_size"] == 1 else "valid"
+        record["timing"]["anchor_low_s"] = {}
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+    plain = bench.run("again", "--resume")
+    after_plain = len(bench.records("again"))
+    again = bench.run("again", "--resume", "--retry-contended")
+
+    assert (plain.returncode, again.returncode) == (0, 0), again.stderr
+    assert after_plain == 2
+    (once_more,) = bench.records("again")[2:]
+    assert once_more.case.batch_size == 1
+    assert once_more.quality == bench.records("again")[0].quality
+    assert "score" not in again.stderr  # its outputs are there
+
+
 @pytest.mark.skipif(find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed")
 def test_a_scenario_that_raises_spoils_no_latency_and_the_rest_is_driven(bench: Bench) -> None:
     options = ["--threads", "1", "--precisions", "fp32", "--batch-sizes", "1", "--scenarios", "single_stream,burst"]
@@ -463,6 +485,7 @@ def test_under_foreign_load_a_run_ends_and_says_so(bench: Bench) -> None:
         (("--p99-ms", "0"), "more than 0"),
         (("--scenarios", "all", "--verify"), "leave one of them out"),
         (("--resume",), "nothing to resume"),
+        (("--retry-contended",), "needs --resume"),
         (("--out", "/dev/null/run"), "cannot write to --out"),
         (("--data", "nowhere"), "manifest.json"),
     ],

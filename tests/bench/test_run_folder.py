@@ -40,6 +40,26 @@ def test_a_folder_with_records_wants_resume(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", resume=False)
 
 
+def test_an_attempt_without_records_leaves_nothing_to_a_new_one(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.start(environment("one thread"), {})
+        folder.note({"ceilings": {"fp32": 1.0}})
+        folder.record_block("a", "group", Block(samples_s=(1.0,), foreign_load=0.0, accepted=True, round=1))
+
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.start(environment("eight threads"), {})
+        assert "ceilings" not in folder.facts()
+        assert folder.blocks_of("a") == []
+
+
+def test_an_attempt_without_records_is_resumed_as_it_was_begun(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.start(environment("abc"), {"preset": "quick"})
+
+    with RunFolder(tmp_path / "run", resume=True) as folder, pytest.raises(ValueError, match="another fingerprint"):
+        folder.start(environment("xyz"), {"preset": "quick"})
+
+
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to resume"):
         RunFolder(tmp_path / "run", resume=True)

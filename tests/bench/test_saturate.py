@@ -87,6 +87,23 @@ def test_long_calls_are_made_once_a_slot_and_counted_both() -> None:
     assert sum(samples) >= LONG_CALL_S
 
 
+def test_a_first_call_that_was_held_up_makes_no_long_session() -> None:
+    class HeldUp(ControlSession):
+        is_first = True
+
+        def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+            if self.is_first:
+                self.is_first = False
+                rest(LONG_CALL_S)
+            return super().infer(images, slot)
+
+    with Saturation(HeldUp(Truth(rest_s=1e-3), None, make_case()), IMAGES, PLAN) as saturation:
+        saturation.warm_up()
+        samples = saturation.block()
+
+    assert len(samples) >= 2 * PLAN.calls
+
+
 def test_a_slot_that_fails_ends_the_block_and_is_told() -> None:
     class Failing(LocalSession):
         def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import itertools
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,11 +52,17 @@ needs_loadgen = pytest.mark.skipif(
 
 
 def drive(
-    variant: str, scenario: str, logs: Path, batch_size: int = 1, effort: Effort = SHORT, recorded_s: float = 0.0
+    variant: str,
+    scenario: str,
+    logs: Path,
+    batch_size: int = 1,
+    effort: Effort = SHORT,
+    recorded_s: float = 0.0,
+    kind: type[ControlSession] = ControlSession,
 ) -> Outcome:
     """Return what *scenario* of LoadGen gives for a control whose every call waits a known time."""
     case = make_case(backend="control", variant=variant, batch_size=batch_size, threads=1)
-    session = ControlSession(TRUTHS[variant], None, case)
+    session = kind(TRUTHS[variant], None, case)
     images = torch.zeros(8, 1, 4, 4)
     clock = Clock(session, [images[:batch_size]], BlockPlan(block_s=0.02, calls=2, discards=0, warmup_s=0.0))
     record = make_record(case, timing=steady(recorded_s or TRUTHS[variant].wait_s))
@@ -112,6 +119,26 @@ def test_offline_is_no_faster_than_a_batch_a_wait(tmp_path: Path) -> None:
     found = drive("wait_1ms", "offline", tmp_path, batch_size=3)
 
     assert 0 < found.metrics["throughput_img_s"] <= 3 / 1e-3
+
+
+@needs_loadgen
+def test_the_batch_of_an_asynchronous_session_lives_until_it_is_answered(tmp_path: Path) -> None:
+    alive: list[bool] = []
+
+    class Borrowing(ControlSession):
+        """Reads the images where they lie, as OpenVINO's requests do."""
+
+        def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+            self._borrowed = weakref.ref(images)
+            return super().infer(images, slot)
+
+        def synchronize(self, slot: int = 0) -> None:
+            alive.append(self._borrowed() is not None)
+
+    drive("wait_1ms", "offline", tmp_path, batch_size=3, kind=Borrowing)
+
+    assert alive
+    assert all(alive)
 
 
 @needs_loadgen

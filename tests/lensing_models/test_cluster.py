@@ -78,6 +78,16 @@ def test_two_processes_with_frozen_batch_norm_fit_as_one(data: Path, tmp_path: P
     np.testing.assert_allclose(judged, judged_alone, rtol=1e-3)
 
 
+def test_every_process_of_a_capped_fit_returns_one_network(data: Path, tmp_path: Path) -> None:
+    subprocess.run([*TORCHRUN, "-m", "tests.lensing_models.fit_capped", str(tmp_path), str(data)], check=True)
+
+    first, second = (torch.load(tmp_path / f"network_{rank}.pt") for rank in range(2))
+
+    assert any(name.endswith("running_var") for name in first)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
 def test_a_copy_with_synchronised_batch_norm_is_the_same_network() -> None:
     torch.manual_seed(0)
     network = find_architecture("mobilenetv3_small").build(find_task("substructure"))

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from lensing_models import fit as fitting
 from lensing_models.architectures import ARCHITECTURES
 from lensing_models.batches import Order, TrainingBatches
-from lensing_models.checkpoint import Card, verify_checkpoint, write_checkpoint
+from lensing_models.checkpoint import Card, load_checkpoint, verify_checkpoint, write_checkpoint
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
 from lensing_models.data.supply import StoredImages
@@ -194,6 +195,36 @@ def test_a_start_from_another_kind_of_network_is_refused(classifier: Path, mass_
 
     with pytest.raises(ValueError, match="is no start for this network"):
         fitting.new_network(job)
+
+
+def test_the_card_names_the_start_that_was_read(
+    classifier: Path, mass_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / classifier.name
+    for suffix in (".safetensors", ".json"):
+        start.with_suffix(suffix).write_bytes(classifier.with_suffix(suffix).read_bytes())
+    whole_loop = fitting.run_loop
+
+    def loop_that_loses_the_file(*args: object, **more: object) -> int:
+        start.unlink()
+        return whole_loop(*args, **more)
+
+    monkeypatch.setattr(fitting, "run_loop", loop_that_loses_the_file)
+    _, card = fit(make_job(mass_store, start=start), threads=1, device="cpu")
+
+    assert card.start == verify_checkpoint(classifier).sha256
+
+
+def test_what_averages_a_fit_copies_neither_its_images_nor_its_teacher(store: Store, classifier: Path) -> None:
+    job, teacher = make_job(store), load_checkpoint(classifier)[0]
+    module = FitModule(job, fitting.new_network(job), Means(resident=True), teacher)
+    images = module._batches._supply._images
+
+    copied = copy.deepcopy(module)
+
+    assert copied._batches._supply._images is images
+    assert copied._teacher.network is teacher
+    assert copied.network is not module.network
 
 
 def test_one_start_is_enough(classifier: Path, mass_store: Store) -> None:

@@ -54,6 +54,17 @@ def test_a_task_with_a_focus_is_fitted_by_focal_loss(labels: torch.Tensor) -> No
     assert loss.item() == pytest.approx((-((1 - p) ** task.focal_gamma) * p.log()).mean().item())
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_an_image_that_is_certain_has_a_gradient(gamma: float) -> None:
+    # The probability of the first is 1 in float32.
+    logits = torch.tensor([[200.0, 0.0, 0.0], [1.0, 0.0, 0.0]], requires_grad=True)
+
+    focal_loss(logits, torch.tensor([0, 0]), gamma=gamma).backward()
+
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[0].abs().max() < 1e-6 < logits.grad[1].abs().max()
+
+
 def test_rare_classes_weigh_more_and_an_image_one_on_average() -> None:
     task = dataclasses.replace(find_task("galaxy_morphology"), balance=1.0)
     labels = torch.tensor([0] * 60 + [1] * 20 + [2] * 10 + [3] * 5 + [4] * 5)

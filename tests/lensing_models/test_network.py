@@ -1,5 +1,6 @@
 """Facts that hold for every architecture on every task."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,39 @@ def test_pretrained_weights_that_are_not_there_are_named(tmp_path: Path) -> None
     with pytest.raises(OSError, match=r"no pretrained weights of resnet18 from .*nowhere"):
         build_network(
             find_architecture("resnet18"), find_task("substructure"), pretrained=True, weights=tmp_path / "nowhere"
+        )
+
+
+def prefixed(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return its tensors as a network around it names them: those of our checkpoints."""
+    return {f"backbone.{name}": value for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("made", "names", "message"),
+    [
+        ("resnet34", torch.nn.Module.state_dict, "it has also layer1.2"),
+        ("resnet10t", torch.nn.Module.state_dict, "size mismatch"),
+        ("resnet18", prefixed, "it has also backbone.bn1.bias"),
+    ],
+)
+def test_pretrained_weights_of_another_network_or_format_are_refused(
+    tmp_path: Path, made: str, names: Callable[[torch.nn.Module], dict[str, torch.Tensor]], message: str
+) -> None:
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(names(timm.create_model(made)), path)
+
+    with pytest.raises(OSError, match=rf"no pretrained weights of resnet18 from .*(?s:.*){message}"):
+        build_network(find_architecture("resnet18"), find_task("substructure"), pretrained=True, weights=path)
+
+
+@pytest.mark.parametrize("name", ["damaged.safetensors", "damaged.pth"])
+def test_damaged_pretrained_weights_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"not a file of weights")
+
+    with pytest.raises(OSError, match=f"no pretrained weights of resnet18 from .*{name}"):
+        build_network(
+            find_architecture("resnet18"), find_task("substructure"), pretrained=True, weights=tmp_path / name
         )
 
 

@@ -78,6 +78,11 @@ def test_an_unknown_model_is_named_with_the_known_ones_and_the_nearest() -> None
         select_pairs("resnet19", "all")
 
 
+def test_a_typing_error_beside_all_is_named() -> None:
+    with pytest.raises(LookupError, match="unknown task 'halomass'"):
+        select_pairs("all", "all,halomass")
+
+
 def test_an_unknown_task_is_named() -> None:
     with pytest.raises(LookupError, match=r"unknown task 'halomass'.*'halo_mass'"):
         select_pairs("all", "halomass")

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,8 @@ def test_a_fit_that_a_time_budget_cut_short_is_not_kept_for_a_whole_one(
         ("preset", "standard"),
         ("seed", 9),
         ("teacher", "x"),
+        ("start", "x"),
+        ("pretrained_file", "x"),
         ("stream", True),
         ("focal_gamma", 2.0),
     ],
@@ -119,7 +122,7 @@ def test_the_loss_can_be_chosen() -> None:
     assert with_loss(MASS, None, None) == MASS
 
 
-@pytest.mark.parametrize(("gamma", "balance"), [(-1.0, None), (None, -0.5)])
+@pytest.mark.parametrize(("gamma", "balance"), [(-1.0, None), (None, -0.5), (math.nan, None), (None, math.inf)])
 def test_a_negative_focus_or_balance_is_refused(gamma: float | None, balance: float | None) -> None:
     with pytest.raises(ValueError, match="start at 0"):
         with_loss(find_task("substructure"), gamma, balance)

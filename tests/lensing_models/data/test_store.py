@@ -203,6 +203,7 @@ def test_unfinished_work_is_gone_on_with(begun: Path) -> None:
         ({}, "unfinished work; add --resume"),
         ({"recipe": dataclasses.replace(RECIPE, seed=1), "resume": True}, "unfinished work on other data"),
         ({"work": "by fours", "resume": True}, "unfinished work on other data"),
+        ({"work": ""}, "unfinished work on other data"),  # an import, which cannot be gone on with
     ],
 )
 def test_unfinished_work_is_not_lost_unasked(begun: Path, changes: dict[str, object], message: str) -> None:
