@@ -170,7 +170,7 @@ def _draw_legend(axes: Axes, styles: _Styles) -> None:
         "line and shade": [
             mark("frontier", marker="", linestyle="-"),
             mark("the same, provisional", marker="", linestyle="--"),
-            mark("row not valid, or worse than fp32", alpha=FAINT),
+            mark("not valid, or worse", alpha=FAINT),
         ],
     }
     axes.set_axis_off()

@@ -14,6 +14,7 @@ from bench.table import Report, Row, make_rows
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MOST_ROWS = 16
+TITLES = {"trt": "TensorRT", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 HEADER = ("task", "batch", "network", "runtime", "latency p50 [ms]", "img/s", "quality", "vs. eager fp32")
 NUMERIC = ("batch", "latency p50 [ms]", "img/s", "vs. eager fp32")
 
@@ -49,12 +50,13 @@ def short_table(report: Report, folder: Path) -> str:
     """
     report, left_out = _without_unconverged(report)
     groups = [[report.rows[key] for key in found.keys] for found in report.frontiers if found.name != "throughput"]
-    share = max(2, MOST_ROWS // max(1, len(groups)))
-    rows = [row for group in groups for row in _spread(group, share)]
+    telling = [_telling(group) for group in groups]
+    share = MOST_ROWS if sum(map(len, telling)) <= MOST_ROWS else max(2, MOST_ROWS // len(groups))
+    rows = [row for group in telling for row in _spread(group, share)]
     if not rows:
         return f"No case of this run is on a frontier.\n\n{page.facts(report)}"
     parts = [page.markdown_table(HEADER, (_cells(row, report.rows) for row in rows), NUMERIC)]
-    parts.append(_remarks(groups, rows, left_out))
+    parts.append(" ".join([_remarks(groups, rows, left_out), *_not_executed(report.rows.values())]))
     picture = report.folder / ("pareto-converged.png" if left_out else "pareto.png")
     if left_out:
         draw_picture(picture, report)
@@ -74,6 +76,22 @@ def _without_unconverged(report: Report) -> tuple[Report, list[str]]:
         (record for record in records if not record.hardly_fitted), report.margins, report.levels
     )
     return dataclasses.replace(report, rows=rows, frontiers=frontiers), list(cut)
+
+
+def _telling(rows: Sequence[Row]) -> list[Row]:
+    """Return of each network the first of *rows*, a frontier in the order of latency, and its first one that is sure.
+
+    Sure is a row whose answers are `non-inferior` to eager fp32's: slower ones of the same network are better by
+    less than the margin.
+    """
+    of_network: dict[str, list[Row]] = {}
+    for row in rows:
+        of_network.setdefault(row.record.case.network, []).append(row)
+    chosen = set()
+    for own in of_network.values():
+        sure = [row for row in own if row.drift_verdict in ("", "non-inferior")]
+        chosen |= {row.record.case.key for row in (own[0], *sure[:1])}
+    return [row for row in rows if row.record.case.key in chosen]
 
 
 def _spread(rows: Sequence[Row], most: int) -> list[Row]:
@@ -116,10 +134,25 @@ def _speed_up(row: Row, rows: Mapping[str, Row]) -> str:
     return f"{'' if clean else '~'}{cell.significant(ratio, 2)}x"
 
 
+def _not_executed(rows: Iterable[Row]) -> list[str]:
+    """Return a sentence for each backend that was asked for and could not run at all."""
+    states: dict[str, set[str]] = {}
+    for row in rows:
+        states.setdefault(row.record.case.backend, set()).add(row.record.status)
+    return [
+        f"{TITLES.get(backend, backend)}: not executed on this machine."
+        for backend, found in states.items()
+        if found == {"skipped"}
+    ]
+
+
 def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Sequence[str]) -> str:
     """Return what a reader must know beside the table."""
-    text = "Rows to which none is as good on both latency and quality and better on one; ± is the 95 % interval of the "
-    text += "median within this run; whole runs differ by more (METHODOLOGY.md, at the end)."
+    text = (
+        "Of the rows to which none is as good on both latency and quality and better on one: each network's fastest, "
+    )
+    text += "and its fastest that is `non-inferior`. ± is the 95 % interval of the median within this run; whole runs "
+    text += "differ by more (METHODOLOGY.md, at the end)."
     text += " The last column compares with eager fp32 of the same network; ~: one of the two is not `valid`."
     if not left_out and (hidden := sum(map(len, groups)) - len(shown)):
         text += f" {hidden} more are in the run's `pareto.csv`."

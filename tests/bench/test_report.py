@@ -15,7 +15,7 @@ from bench import cell
 from bench.records import Measurement, RunRecord
 from bench.report import build_report, print_tables, write_report
 from lensing_models.command_line import run_main
-from tests.bench.sample_run import make_case, make_record, make_stages, make_timing, steady, write_run
+from tests.bench.sample_run import make_case, make_drift, make_record, make_stages, make_timing, steady, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKED = "above\n<!-- results:begin -->\nold\n<!-- results:end -->\nbelow\n"
@@ -485,6 +485,35 @@ def test_readme_table_stays_short(tmp_path: Path) -> None:
     assert len(lines) == 15
     assert "| net0 |" in lines[0]
     assert "| net8 |" in lines[4]
+
+
+def test_readme_shows_of_each_network_its_fastest_row_and_its_fastest_that_is_sure(tmp_path: Path) -> None:
+    def judged(backend: str, latency_s: float, auc: float, harm: float, **changes: object) -> RunRecord:
+        drift = make_drift(auc=(-harm - 1e-4, -harm + 1e-4), accuracy=(-1e-3, 1e-3))
+        return dataclasses.replace(ok(backend, latency_s, auc, **changes), drift=drift)
+
+    records = [
+        judged("openvino", 0.001, 0.970, 0.0020, architecture="small"),  # cannot tell: at the margin
+        judged("onnx", 0.002, 0.971, 0.0001, architecture="small"),
+        judged("torchscript", 0.003, 0.972, 0.0, architecture="small"),  # better by less than the margin
+        judged("openvino", 0.010, 0.990, 0.0001, architecture="large"),
+        judged("eager", 0.020, 0.991, 0.0, architecture="large"),
+        skipped("trt", "no GPU"),
+    ]
+    readme = tmp_path / "README.md"
+    readme.write_text(MARKED, encoding="utf-8")
+
+    report_main(write_run(tmp_path / "run", records), "--readme", readme)
+
+    text = readme.read_text(encoding="utf-8")
+    shown = [line.split("|")[3:5] for line in text.splitlines() if line.startswith("| substructure")]
+    assert [[part.strip() for part in pair] for pair in shown] == [
+        ["small", "openvino fp32"],
+        ["small", "onnx fp32"],
+        ["large", "openvino fp32"],
+    ]
+    assert "2 more are in the run's `pareto.csv`" in text
+    assert "TensorRT: not executed on this machine." in text
 
 
 @pytest.mark.parametrize("text", ["no markers", "<!-- results:end --> <!-- results:begin -->", MARKED + MARKED])
