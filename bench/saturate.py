@@ -80,6 +80,17 @@ class Window:
         return tuple(later - earlier for earlier, later in zip([begun_s, *self.ends], self.ends, strict=False))
 
 
+def _limit_pool() -> None:
+    """Give the pool of this thread as many threads as torch has been told.
+
+    OpenMP keeps that number for each thread by itself, and torch passes it on where its own operators run in
+    parallel, which compiled code need not do: oneDNN would take every core for each caller.
+    """
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())
+
+
 class Saturation:
     """Times a session whose slots are each driven by a thread of its own; a context manager that ends them.
 
@@ -93,7 +104,7 @@ class Saturation:
     def __init__(self, session: Session, inputs: list[torch.Tensor], plan: BlockPlan, slots: int = IN_FLIGHT) -> None:
         self._session, self._inputs, self._plan, self._slots = session, inputs, plan, slots
         # The threads stay: torch's OpenMP gives each of them a pool of its own.
-        self._callers = ThreadPoolExecutor(slots)
+        self._callers = ThreadPoolExecutor(slots, initializer=_limit_pool)
         self._is_long = False
 
     def warm_up(self) -> tuple[int, bool]:

@@ -151,7 +151,9 @@ def test_every_setting_gives_the_same_outputs_in_every_slot(
         assert max(compare(answer, plain, "bf16").error for answer in answers) <= tolerance, settings
         assert evidence.get("precision") == case.precision, settings
         read_back = {name: evidence.get(name) for name in settings}
-        assert read_back == settings or backend.name == "trt"
+        # Two callers of ONNX Runtime are two threads that compute, whatever its pool.
+        callers = {**settings, "threads": 2} if backend.name == "onnx" and settings.get("threads") == 1 else settings
+        assert read_back in (settings, callers) or backend.name == "trt"
 
 
 @every_cell

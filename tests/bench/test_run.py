@@ -196,9 +196,7 @@ def test_a_case_is_measured_beside_its_latency(bench: Bench, planted_run: subpro
     (first, second) = by_backend(bench.records("planted"), "eager")
 
     for record in (first, second):
-        assert record.throughput_timing
-        assert record.throughput_timing.experiment == "throughput"
-        assert all(sum(block.samples_s) > 0 for block in record.throughput_timing.blocks)
+        assert record.throughput_timing is None  # with one thread
         assert record.end_to_end
         assert record.measurement
         assert (record.measurement.load_s or 0) > 0
@@ -251,9 +249,9 @@ def test_what_other_work_spoilt_is_measured_once_more_on_request(bench: Bench) -
         record["timing"]["anchor_low_s"] = {}
     lines.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
-    plain = bench.run("again", "--resume")
+    plain = bench.run("again", "--threads", "1", "--resume")
     after_plain = len(bench.records("again"))
-    again = bench.run("again", "--resume", "--retry-contended")
+    again = bench.run("again", "--threads", "1", "--resume", "--retry-contended")
 
     assert (plain.returncode, again.returncode) == (0, 0), again.stderr
     assert after_plain == 2
@@ -379,6 +377,10 @@ def test_trt_and_onnx_do_what_they_say(bench: Bench) -> None:
     answer = bench.run("main", "--backends", "trt,onnx", "--batch-sizes", "1", "--precisions", "fp32")
 
     statuses = {record.case.backend: record.status for record in bench.records("main")}
+    (saturated,) = (record.throughput_timing for record in by_backend(bench.records("main"), "onnx"))
+    assert saturated
+    assert saturated.experiment == "throughput"
+    assert all(sum(block.samples_s) > 0 for block in saturated.blocks)
     skipped_or_measured = statuses["trt"] in ("skipped", "ok")
     assert answer.returncode == 0, answer.stderr
     assert statuses["onnx"] == "ok"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ctypes
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +104,38 @@ def test_a_first_call_that_was_held_up_makes_no_long_session() -> None:
         samples = saturation.block()
 
     assert len(samples) >= 2 * PLAN.calls
+
+
+def loaded_openmp() -> ctypes.CDLL | None:
+    """Return the OpenMP that torch has loaded; None where the system does not tell."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
+    names = [line.split()[-1] for line in lines if "gomp" in line or "iomp" in line or "libomp" in line]
+    return ctypes.CDLL(names[0]) if names else None
+
+
+def test_the_pool_of_each_caller_has_the_threads_that_torch_was_told() -> None:
+    openmp = loaded_openmp()
+    if openmp is None or openmp.omp_get_num_procs() < 2:
+        pytest.skip("no OpenMP to ask, or a single core")
+    found: set[int] = set()
+
+    class Asking(ControlSession):
+        """Asks OpenMP itself: torch would pass the number on when it is asked."""
+
+        def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+            found.add(openmp.omp_get_max_threads())
+            return super().infer(images, slot)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with Saturation(Asking(Truth(rest_s=1e-3), None, make_case()), IMAGES, PLAN) as saturation:
+            saturation.block()
+    finally:
+        torch.set_num_threads(before)
+
+    assert found == {1}
 
 
 def test_a_slot_that_fails_ends_the_block_and_is_told() -> None:
