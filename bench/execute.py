@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from bench.interleave import Member
 from bench.job import Job
 from bench.knob import TUNED, Settings, untuned
 from bench.largest import find_largest_batch, open_alone
-from bench.level import review_rows
+from bench.level import contended_keys
 from bench.measure import utc_now
 from bench.passes import measure_passes
 from bench.plan import PlannedCase, split_sets
@@ -80,7 +80,8 @@ class Execution:
             ValueError: If finished ones were measured with other weights or other data.
         """
         finished = self._finished(cases)
-        again = self._contended(finished.values()) if self._retry_contended else frozenset()
+        levels = read_levels(self._folder.facts())
+        again = contended_keys(finished.values(), levels) if self._retry_contended else frozenset()
         pending = [planned for planned in cases if planned.case.key not in finished or planned.case.key in again]
         for planned in pending:
             if planned.skip_reason:
@@ -122,11 +123,6 @@ class Execution:
             if (now.checkpoint_sha256, now.dataset_digest) != (record.checkpoint_sha256, record.dataset_digest):
                 raise ValueError(f"{key} was measured with other weights or data; choose another --out")
         return stands
-
-    def _contended(self, records: Iterable[RunRecord]) -> frozenset[str]:
-        """Return the keys of those of *records* that a report would call contended."""
-        reviewed = review_rows(records, read_levels(self._folder.facts()))
-        return frozenset(record.case.key for record in reviewed if record.validity == "contended")
 
     def _run_pair(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> None:
         """Measure one network on one task, its workers in as few sets as `MOST_WORKERS` allows."""

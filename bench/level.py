@@ -149,3 +149,8 @@ def review_rows(records: Iterable[RunRecord], remembered: Mapping[str, float]) -
         else record
         for record in latest
     ]
+
+
+def contended_keys(records: Iterable[RunRecord], remembered: Mapping[str, float]) -> frozenset[str]:
+    """Return the keys of the cases whose row is ``contended``, as `review_rows` sees it."""
+    return frozenset(row.case.key for row in review_rows(records, remembered) if row.validity == "contended")
