@@ -107,10 +107,14 @@ def test_a_first_call_that_was_held_up_makes_no_long_session() -> None:
 
 
 def loaded_openmp() -> ctypes.CDLL | None:
-    """Return the OpenMP that torch has loaded; None where the system does not tell."""
+    """Return the OpenMP that torch has loaded; None where the system does not tell.
+
+    Other packages (scikit-learn) bring an OpenMP of their own, whose numbers torch neither sets nor uses.
+    """
     maps = Path("/proc/self/maps")
     lines = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
-    names = [line.split()[-1] for line in lines if "gomp" in line or "iomp" in line or "libomp" in line]
+    ours = [line.split()[-1] for line in lines if Path(torch.__file__).parent.as_posix() in line]
+    names = [name for name in ours if Path(name).name.startswith(("libgomp", "libiomp", "libomp"))]
     return ctypes.CDLL(names[0]) if names else None
 
 
