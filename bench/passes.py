@@ -23,6 +23,7 @@ def measure_passes(
     reopen: Callable[[Member, int], Member],
     on_block: Callable[[Member, Block], None],
     on_done: Callable[[Member], None],
+    seed: int = 0,
 ) -> list[Member]:
     """Measure *members* as `measure_group` does, in *processes* processes each, and return them.
 
@@ -38,6 +39,7 @@ def measure_passes(
             its `failure`.
         on_block: As of `measure_group`.
         on_done: As of `measure_group`; told of each member once, in its last process.
+        seed: Of the random order within rounds; each process has another one, which *seed* + its number gives.
     """
     share = share_limits(limits, processes)
     since = [len(anchor.blocks) for anchor in anchors]
@@ -62,9 +64,8 @@ def measure_passes(
         failed = [member for member in members if member.failure]
         for member in failed:
             finish(member)
-        measure_group(
-            [member for member in members if not member.failure], anchors, share, on_block, finish, seed=number
-        )
+        able = [member for member in members if not member.failure]
+        measure_group(able, anchors, share, on_block, finish, seed=seed + number)
     # By all that the anchors have told of their quiet level: early rounds were judged by little.
     slow = slow_rounds_of(anchors, since)
     for member in earlier.values():

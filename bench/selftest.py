@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +19,7 @@ from bench.interleave import Limits, Member, measure_group
 from bench.job import Job
 from bench.json_lines import to_json
 from bench.measure import BlockPlan
+from bench.passes import measure_passes
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import Block, Timing
 from bench.statistic import Interval, latency_p50, latency_ratio
@@ -29,9 +31,12 @@ LIMITS = Limits(blocks=8, most_blocks=8, case_s=60.0, target_ci=1e-9)
 TIMED = ("null", "wait_1ms", "wait_5ms", "wait_5ms_again", "wait_5ms_slow", "wait_20ms")
 MOST_OVERHEAD_S, MOST_BIAS = 1e-6, 0.01
 MOST_CONTENDED = 0.5  # share of the blocks
-PER_PROCESS = 10
-#: Of a comparison with --repeats: eight blocks of that length leave 5 % in doubt on a machine that others use too.
-COMPARED = Limits(blocks=16, most_blocks=16, case_s=60.0, target_ci=1e-9)
+#: Of a comparison with --repeats: processes of either side, and blocks of each.
+PROCESSES, BLOCKS_OF_PROCESS = 8, 8
+#: Shorter, so that the sides are closer in time: other guests of a machine come and go within a second.
+SHORT_BLOCK = replace(BLOCK, block_s=0.05)
+#: After so many comparisons of a network with itself comes one with each that was slowed.
+PLANTED_EVERY = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +106,7 @@ def run_selftest(job: Job, oversight: Oversight | None = None) -> SelfTest:
 
 
 def time_controls(
-    job: Job, names: Sequence[str], limits: Limits = LIMITS, seed: int = 0, oversight: Oversight | None = None
+    job: Job, names: Sequence[str], limits: Limits = LIMITS, oversight: Oversight | None = None
 ) -> dict[str, Timing]:
     """Return the timing of the controls *names*, measured in turns by a worker each.
 
@@ -116,16 +121,20 @@ def time_controls(
             members.append(Member(case=worker.job.case, worker=worker))
         for member in members:
             member.worker.ask("open", 1, member.case.threads, 0)
-        return measure_members(members, limits, seed)
+        measure_group(members, [], limits, on_block=_ignore, on_done=_ignore)
+    return _timings(members, limits)
 
 
-def measure_members(members: Sequence[Member], limits: Limits, seed: int) -> dict[str, Timing]:
-    """Return the timings of *members*, whose sessions are open, by variant."""
+def _ignore(member: Member, block: Block | None = None) -> None:
+    """Keep nothing: a control has no record."""
 
-    def ignore(member: Member, block: Block | None = None) -> None:
-        """Keep nothing: a control has no record."""
 
-    measure_group(members, [], limits, on_block=ignore, on_done=ignore, seed=seed)
+def _timings(members: Sequence[Member], limits: Limits) -> dict[str, Timing]:
+    """Return what was measured of *members*, by variant.
+
+    Raises:
+        WorkerError: If one failed.
+    """
     for member in members:
         if member.failure:
             raise WorkerError(f"self-test: {member.case.variant}: {member.failure}")
@@ -177,41 +186,93 @@ def _interval(value: Interval) -> str:
     return f"{value.point:.4f} ({value.low:.4f} to {value.high:.4f})"
 
 
-def compare_networks(job: Job, repeats: int) -> tuple[dict[str, int], int]:
-    """Return how often, of *repeats*, a network was called different from itself and from itself slowed.
+@dataclass(kw_only=True, slots=True)
+class Verdicts:
+    """How often a network was called different from a control.
 
-    Different means that the 95 % interval of the paired ratio does not hold 1. Where fewer than two rounds
-    were left there is none; the number of such ratios comes second. Processes differ a little
-    for good (where their memory lies), so each set of them is compared `PER_PROCESS` times only.
+    Attributes:
+        asked: Comparisons.
+        called: Those whose 95 % interval of the paired ratio does not hold 1.
+        lost: Those without an interval, for other work left too little; nothing was called.
+        ratios: What each found, where it found anything.
     """
-    names = ("network", "network_again", "network_slow_2", "network_slow_5")
-    called, lost = dict.fromkeys(names[1:], 0), 0
-    for start in range(0, repeats, PER_PROCESS):
-        with ExitStack() as stack:
-            workers = [Worker(control_job(job, name)) for name in names]
-            for worker in workers:
-                stack.callback(worker.close)
-                worker.ask("open", 1, job.case.threads, 0)
-            for seed in range(start, min(start + PER_PROCESS, repeats)):
-                members = [Member(case=worker.job.case, worker=worker) for worker in workers]
-                timings = measure_members(members, COMPARED, seed)
-                for name in called:
-                    ratio = latency_ratio(timings[name], timings["network"])
-                    called[name] += ratio.low > 1.0 or ratio.high < 1.0
-                    lost += math.isnan(ratio.low)
-    return called, lost
+
+    asked: int = 0
+    called: int = 0
+    lost: int = 0
+    ratios: list[float] = field(default_factory=list)
+
+    def add(self, ratio: Interval) -> None:
+        """Count the comparison that gave *ratio*."""
+        self.asked += 1
+        self.called += ratio.low > 1.0 or ratio.high < 1.0
+        self.lost += math.isnan(ratio.low)
+        self.ratios += [] if math.isnan(ratio.point) else [ratio.point]
+
+    def __str__(self) -> str:
+        """Return the counts, and the geometric mean of the ratios."""
+        lost = f", {self.lost} without an interval" if self.lost else ""
+        mean = f"; mean ratio {statistics.geometric_mean(self.ratios):.4f}" if self.ratios else ""
+        return f"called different {self.called} of {self.asked} times{lost}{mean}"
+
+
+def compare_networks(job: Job, repeats: int, processes: int) -> dict[str, Verdicts]:
+    """Return how often, of *repeats*, a network was called different from itself, and from itself slowed.
+
+    Each comparison has new processes, *processes* of either side, for one is a little faster or slower for
+    good (where its memory lies). The slowed ones are compared once in `PLANTED_EVERY` times.
+
+    Raises:
+        WorkerError: If a process failed.
+    """
+    same, planted = "network_again", ("network_slow_2", "network_slow_5")
+    found = {name: Verdicts() for name in (same, *planted)}
+    for number in range(repeats):
+        others = (same,) if number % PLANTED_EVERY else (same, *planted)
+        for name in others:
+            timings = _time_networks(job, ("network", name), processes, seed=number * processes)
+            found[name].add(latency_ratio(timings[name], timings["network"]))
+    return found
+
+
+def _time_networks(job: Job, names: Sequence[str], processes: int, seed: int) -> dict[str, Timing]:
+    """Return the timings of the controls *names*, each measured by *processes* new ones."""
+    blocks = BLOCKS_OF_PROCESS * processes
+    limits = Limits(blocks=blocks, most_blocks=blocks, case_s=60.0, target_ci=1e-9)
+    with ExitStack() as stack:
+
+        def open_member(name: str) -> Member:
+            worker = Worker(replace(control_job(job, name), plan=SHORT_BLOCK))
+            stack.callback(worker.close)
+            worker.ask("open", 1, job.case.threads, 0)
+            return Member(case=worker.job.case, worker=worker)
+
+        def reopen(member: Member, process: int) -> Member:
+            member.worker.close()
+            return open_member(member.case.variant)
+
+        members = [open_member(name) for name in names]
+        measured = measure_passes(
+            members, [], limits, processes, reopen=reopen, on_block=_ignore, on_done=_ignore, seed=seed
+        )
+    return _timings(measured, limits)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the self-test and, with --repeats, the comparisons; return 1 if something known was measured wrong."""
     parser = Parser(prog="bench.selftest", description="Measure what is known.")
     parser.add_argument("--repeats", type=int, default=0, metavar="N", help="compare a network with itself N times")
+    parser.add_argument(
+        "--processes", type=int, default=PROCESSES, metavar="N", help="of either side, each time; default: %(default)s"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args(argv)
     if options.repeats < 0:
         parser.error(f"--repeats {options.repeats}: give 0 or more")
+    if options.processes < 1:
+        parser.error(f"--processes {options.processes}: give a positive whole number")
     from bench.run import resolve_device
 
     job = stand_alone_job(resolve_device(options.device, listing=False), options.threads)
@@ -220,11 +281,11 @@ def main(argv: Sequence[str]) -> int:
         print(render(test), flush=True)
         facts = to_facts(test)
         if options.repeats:
-            called, lost = compare_networks(job, options.repeats)
-            facts["called_different"] = {"of": options.repeats, "ratios_without_interval": lost, **called}
-            for name, count in called.items():
-                print(f"{name}: called different {count} of {options.repeats} times")
-            print(f"ratios without an interval, called nothing: {lost}")
+            found = compare_networks(job, options.repeats, options.processes)
+            verdicts = {name: asdict(verdict) for name, verdict in found.items()}
+            facts["called_different"] = {"processes": options.processes, **verdicts}
+            for name, verdict in found.items():
+                print(f"{name}: {verdict}")
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

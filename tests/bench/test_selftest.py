@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,17 @@ import torch
 from bench.control import CONTROL, TRUTHS
 from bench.interleave import Limits
 from bench.job import Job
-from bench.selftest import SelfTest, are_passed, control_job, render, run_selftest, time_controls
+from bench.process import Oversight, Worker
+from bench.selftest import (
+    SelfTest,
+    Verdicts,
+    are_passed,
+    compare_networks,
+    control_job,
+    render,
+    run_selftest,
+    time_controls,
+)
 from bench.statistic import Interval
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
@@ -111,3 +123,34 @@ def test_the_whole_self_test_runs(job: Job) -> None:
     assert found.fault
     assert 0 < found.overhead_s < 1e-3
     assert set(found.bias) == {"wait_1ms", "wait_5ms", "wait_5ms_again", "wait_5ms_slow", "wait_20ms"}
+
+
+def test_a_comparison_is_counted_by_where_its_interval_lies() -> None:
+    verdicts = Verdicts()
+
+    for low, point, high in ((0.99, 1.0, 1.01), (1.5, 2.0, 2.5), (0.4, 0.5, 0.6), (math.nan, 1.0, math.nan)):
+        verdicts.add(Interval(point=point, low=low, high=high))
+    verdicts.add(Interval(point=math.nan, low=math.nan, high=math.nan))
+
+    assert verdicts == Verdicts(asked=5, called=2, lost=2, ratios=[1.0, 2.0, 0.5, 1.0])
+    assert str(verdicts) == "called different 2 of 5 times, 2 without an interval; mean ratio 1.0000"
+
+
+def test_each_comparison_has_processes_of_its_own(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    class Watched(Worker):
+        def __init__(self, job: Job, oversight: Oversight | None = None) -> None:
+            super().__init__(job, oversight)
+            begun.append(f"{job.case.variant} {self.pid}")
+
+    monkeypatch.setattr("bench.selftest.Worker", Watched)
+    monkeypatch.setattr("bench.selftest.BLOCKS_OF_PROCESS", 2)
+
+    found = compare_networks(job, repeats=2, processes=2)
+
+    names = Counter(name.split()[0] for name in begun)
+    assert len(set(begun)) == len(begun)
+    # Twice with itself, once with each that was slowed.
+    assert names == {"network": 8, "network_again": 4, "network_slow_2": 2, "network_slow_5": 2}
+    assert [verdict.asked for verdict in found.values()] == [2, 1, 1]
