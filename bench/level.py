@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,10 @@ SLOW_ROW = 1.02
 CONFIDENCE = 0.95
 #: Quantile of the anchor's times over the groups of a run that is its level there.
 QUIET_QUANTILE = 0.25
-#: Runs that are remembered, of whose levels the median counts, and how many must be.
+#: Runs that are remembered, of whose levels the median counts, and how many it takes to trust that.
 REMEMBERED, FEWEST_RUNS = 20, 3
+#: Multiple of what fewer runs tell that is the level then: a row is slow at 1.15 of what they tell.
+ALLOWANCE = 1.15 / SLOW_ROW
 #: Name of the file, in the cache.
 LEVELS = "anchors.jsonl"
 
@@ -67,7 +70,8 @@ def estimate(blocks: Sequence[Block]) -> AnchorTime:
 def recall(path: Path, environment: Environment) -> dict[str, float]:
     """Return by anchor how fast it can be [s]: the median of the last runs' levels in *environment*.
 
-    An anchor of fewer than `FEWEST_RUNS` runs is not known, and a line that cannot be read is passed over.
+    Of an even number it is the lower of the two in the middle, and of fewer than `FEWEST_RUNS` runs the `ALLOWANCE`
+    of it. A line that cannot be read is passed over.
     """
     levels: dict[str, dict[tuple[str, str], float]] = {}
     for text in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
@@ -82,9 +86,8 @@ def recall(path: Path, environment: Environment) -> dict[str, float]:
             known.pop(run, None)
             known[run] = line.level_s
     return {
-        name: float(np.median(list(runs.values())[-REMEMBERED:]))
+        name: statistics.median_low(list(runs.values())[-REMEMBERED:]) * (ALLOWANCE if len(runs) < FEWEST_RUNS else 1)
         for name, runs in levels.items()
-        if len(runs) >= FEWEST_RUNS
     }
 
 

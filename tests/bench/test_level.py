@@ -100,12 +100,21 @@ def test_levels_are_remembered_for_the_same_machine_and_torch(tmp_path: Path) ->
     assert recall(tmp_path / "missing", HERE) == {}
 
 
-def test_two_runs_are_too_few_and_a_resumed_one_is_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("time_s", "validity"), [(0.0114, "valid"), (0.0120, "contended")])
+def test_two_runs_tell_a_gross_slowdown_only_and_a_resumed_one_is_one(
+    tmp_path: Path, time_s: float, validity: str
+) -> None:
     path = tmp_path / LEVELS
-    for run in ("a", "b", "b", "b"):
+    # The slower one: of two, the faster run counts.
+    remember(path, HERE, [met("eager", run="a", resnet18=0.014)], "2026-01-01")
+    for run in ("b", "b", "b"):
         remember(path, HERE, [met("eager", run=run, resnet18=0.010)], "2026-01-01")
 
-    assert recall(path, HERE) == {}
+    # A run that was slow from beginning to end.
+    assert validities(met("eager", resnet18=time_s), **recall(path, HERE)) == [validity]
+
+    remember(path, HERE, [met("eager", run="c", resnet18=0.010)], "2026-01-01")
+    assert validities(met("eager", resnet18=0.0104), **recall(path, HERE)) == ["contended"]
 
 
 def test_runs_of_one_name_are_several_where_they_began_at_other_times(tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ def test_runs_of_one_name_are_several_where_they_began_at_other_times(tmp_path: 
         # Resumed, with a case more.
         later = dataclasses.replace(met("onnx", resnet18=0.010), recorded_at=f"{begun_at}:30")
         remember(path, HERE, [*rows, later], "2026-01-01")
-        assert (recall(path, HERE) == {}) == (begun_at != "12:00")
+        assert (recall(path, HERE)["resnet18"] > 0.010) == (begun_at != "12:00")
 
 
 def test_a_machine_that_has_become_slower_for_good_is_accepted_in_the_end(tmp_path: Path) -> None:

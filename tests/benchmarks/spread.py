@@ -67,12 +67,14 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="tests.benchmarks.spread", description="How far do whole runs differ?")
     parser.add_argument("--runs", type=int, default=5, help="runs of the same cases; default 5")
     parser.add_argument("--hogs", type=int, default=0, help="processes that keep a core busy meanwhile; default 0")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep the run folders there; default: nowhere")
     parser.add_argument("options", nargs="*", help="options of bench.run, behind --")
     options = parser.parse_args(argv)
     if options.runs < 2:
         parser.error(f"--runs {options.runs}: give 2 or more")
     with tempfile.TemporaryDirectory(prefix="spread-") as folder, hogs(options.hogs):
-        runs = [run_once(options.options, Path(folder) / str(number)) for number in range(options.runs)]
+        out = options.out or Path(folder)
+        runs = [run_once(options.options, out / str(number)) for number in range(options.runs)]
     demand = DEMANDS[options.hogs > 0]
     worst = report(runs)
     print(f"largest variation of valid rows: {worst:.2%}; asked at most {demand:.1%}")
