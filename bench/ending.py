@@ -14,11 +14,15 @@ from bench.records import RunRecord
 from bench.report import build_report, print_tables
 from bench.run_folder import read_scenarios, read_tunings
 
+#: Exit code of a run without a valid row, where other work was in the way of some.
+SPOILT = 3
+
 
 def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
     """Print the tables of the run in *out*, and return the exit code."""
     # In a log there is no width to obey; 80 columns would cut every name.
-    print_tables(build_report(out), Console(width=None if sys.stdout.isatty() else 150))
+    report = build_report(out)
+    print_tables(report, Console(width=None if sys.stdout.isatty() else 150))
     planned = {planned.case.key for planned in sweep.cases}
     records = {record.case.key: record for record in read_lines(out / "records.jsonl", RunRecord)}
     statuses = [record.status for key, record in records.items() if key in planned]
@@ -32,7 +36,10 @@ def tell(out: Path, sweep: Sweep, *, strict: bool) -> int:
     # A tuned case that would be the default one again is lacking nowhere.
     kept = {key for key, found in read_tunings(out).items() if found.keeps_defaults}
     skipped = [key for key, record in records.items() if key in planned - kept and record.status == "skipped"]
-    return int("failed" in {*statuses, *driven} or (strict and bool(skipped or "skipped" in driven)))
+    if "failed" in {*statuses, *driven} or (strict and (skipped or "skipped" in driven)):
+        return 1
+    found = {row.record.validity for key, row in report.rows.items() if key in planned}
+    return SPOILT if "contended" in found and "valid" not in found else 0
 
 
 def count_statuses(statuses: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from lensing_models.preset import PRESETS, Preset
 
 
 def main() -> None:
-    """Run the command line and exit with its code: 0 fine, 1 a case failed, 2 bad arguments."""
+    """Run the command line and exit with its code: 0 fine, 1 a case failed, 2 bad arguments, 3 no valid row."""
     run_main(run)
 
 
