@@ -15,7 +15,6 @@ import numpy as np
 
 from bench.qdq_graph import LAYERS, Images, Quantizer, Scheme
 from bench.records import DEFAULT, Case, Scalar
-from lensing_models.registry import find_architecture
 
 if TYPE_CHECKING:
     from lensing_models.network import LensNetwork
@@ -44,12 +43,11 @@ class Quantized:
 
 
 def variants_of(case: Case) -> tuple[str, ...]:
-    """Return the runtime variants of a cell: int8 of a network with depthwise convolutions has `MIXED` too.
+    """Return the runtime variants of a cell: int8 has `MIXED` too.
 
     It is planned whether plain int8 turns out worse or not: a plan cannot know.
     """
-    has_mixed = case.precision == "int8" and find_architecture(case.network).is_depthwise
-    return (DEFAULT, MIXED) if has_mixed else (DEFAULT,)
+    return (DEFAULT, MIXED) if case.precision == "int8" else (DEFAULT,)
 
 
 def quantized_file(network: LensNetwork, workdir: Path, scheme: Scheme, case: Case) -> Quantized:

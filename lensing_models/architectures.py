@@ -9,7 +9,6 @@ ARCHITECTURES: tuple[ArchitectureSpec, ...] = (
         name="mobilenetv3_small",
         timm_name="mobilenetv3_small_100",
         input_size=150,
-        is_depthwise=True,
         published={"substructure": {"auc": 0.9741, "accuracy": 0.8867}, "halo_mass": {"mse": 6.1e-5}},
         quick=Schedule(batch_size=16, learning_rate=3e-3, most_steps=120),
     ),
@@ -31,7 +30,6 @@ ARCHITECTURES: tuple[ArchitectureSpec, ...] = (
         name="efficientnet_b5",
         timm_name="efficientnet_b5",
         input_size=224,
-        is_depthwise=True,
         published={"substructure": {"auc": 0.9931, "accuracy": 0.9588}, "halo_mass": {"mse": 4.8e-5}},
         quick=Schedule(batch_size=8, learning_rate=3e-4, most_steps=6),
     ),
@@ -40,7 +38,6 @@ ARCHITECTURES: tuple[ArchitectureSpec, ...] = (
         variant="px150",
         timm_name="efficientnet_b5",
         input_size=150,
-        is_depthwise=True,
         quick=Schedule(batch_size=8, learning_rate=3e-4, most_steps=12),
     ),
 )

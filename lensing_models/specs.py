@@ -134,8 +134,6 @@ class ArchitectureSpec:
         timm_name: Name of the backbone in timm.
         input_size: Side [px] to which the network resizes its input, inside the graph.
         variant: How the row departs from the family's plain one, e.g. ``px150``.
-        is_depthwise: Whether most of its convolutions are depthwise, whose outputs are sums of few numbers: 8 bits
-            cost such a network more than others.
         published: Published test metrics by task name; a pair of network and task is part of
             ``--models all --tasks all`` where it has an entry here.
         quick: Schedule of preset ``quick``, by which it is fitted in half a minute.
@@ -146,7 +144,6 @@ class ArchitectureSpec:
     timm_name: str
     input_size: int
     variant: str = "default"
-    is_depthwise: bool = False
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     quick: Schedule
     full: Schedule = Schedule(batch_size=128, learning_rate=3e-3)

@@ -78,7 +78,7 @@ def test_all_precisions_are_the_backends_own() -> None:
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_int8_of_a_network_of_depthwise_convolutions_is_planned_mixed_too(backend: str) -> None:
+def test_int8_is_planned_mixed_too(backend: str) -> None:
     models = "mobilenetv3_small,resnet18,efficientnet_b5-px150"
     sweep = expand(models=models, tasks="substructure", backends=backend, precisions="int8", batch_sizes="1")
 
@@ -86,6 +86,7 @@ def test_int8_of_a_network_of_depthwise_convolutions_is_planned_mixed_too(backen
         ("mobilenetv3_small", "default", ""),
         ("mobilenetv3_small", "mixed", ""),
         ("resnet18", "default", ""),
+        ("resnet18", "mixed", ""),
         ("efficientnet_b5-px150", "px150", ""),
         ("efficientnet_b5-px150", "px150+mixed", ""),
     ]

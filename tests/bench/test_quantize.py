@@ -114,13 +114,11 @@ def test_images_that_judge_set_no_range() -> None:
     [
         ({}, ("default", "mixed")),
         ({"architecture": "efficientnet_b5", "variant": "px150"}, ("default", "mixed")),
-        ({"architecture": "resnet18"}, ("default",)),
+        ({"architecture": "resnet18"}, ("default", "mixed")),
         ({"precision": "fp32"}, ("default",)),
     ],
 )
-def test_networks_of_depthwise_convolutions_have_a_mixed_variant(
-    changes: dict[str, str], variants: tuple[str, ...]
-) -> None:
+def test_int8_alone_has_a_mixed_variant(changes: dict[str, str], variants: tuple[str, ...]) -> None:
     assert variants_of(replace(CASE, **changes)) == variants  # type: ignore[arg-type]  # texts all
 
 
