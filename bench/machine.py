@@ -45,8 +45,12 @@ def anchor_lines(report: Report) -> Iterator[str]:
     remembered = report.levels
     for name, times in report.anchors.items():
         drift = f"{1e3 * min(times.values()):.3g} to {1e3 * max(times.values()):.3g} ms"
-        earlier = f"; by earlier runs it can take {1e3 * remembered[name]:.3g} ms" if name in remembered else ""
-        yield f"- The anchor {name}, measured among every group, took {drift} from group to group{earlier}."
+        earlier = (
+            f"earlier runs say that over {1e3 * SLOW_ROW * remembered[name]:.3g} ms is slow"
+            if name in remembered
+            else "no earlier run of this machine tells whether all of this one was slow"
+        )
+        yield f"- The anchor {name}, measured among every group, took {drift} from group to group; {earlier}."
     records = [row.record for row in report.rows.values()]
     levels = find_levels(records, remembered)
     if count := sum(met_slow_anchor(record, levels) for record in records):

@@ -11,19 +11,11 @@ import pytest
 import torch
 
 from bench.control import CONTROL, TRUTHS
+from bench.control_timing import Verdicts, compare_networks, control_job, time_controls
 from bench.interleave import Limits
 from bench.job import Job
 from bench.process import Oversight, Worker
-from bench.selftest import (
-    SelfTest,
-    Verdicts,
-    are_passed,
-    compare_networks,
-    control_job,
-    render,
-    run_selftest,
-    time_controls,
-)
+from bench.selftest import SelfTest, are_passed, render, run_selftest
 from bench.statistic import Interval
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
@@ -144,8 +136,8 @@ def test_each_comparison_has_processes_of_its_own(job: Job, monkeypatch: pytest.
             super().__init__(job, oversight)
             begun.append(f"{job.case.variant} {self.pid}")
 
-    monkeypatch.setattr("bench.selftest.Worker", Watched)
-    monkeypatch.setattr("bench.selftest.BLOCKS_OF_PROCESS", 2)
+    monkeypatch.setattr("bench.control_timing.Worker", Watched)
+    monkeypatch.setattr("bench.control_timing.BLOCKS_OF_PROCESS", 2)
 
     found = compare_networks(job, repeats=2, processes=2)
 
