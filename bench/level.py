@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from bench.json_lines import append_line, from_json
-from bench.records import Block, Environment, RunRecord
+from bench.records import Block, Environment, RunRecord, Timing
 
 #: An anchor was slow in the rounds of a row if it surely took this much of its level: the lower end of its time,
 #: with 95 % confidence, is above it.
@@ -109,20 +109,33 @@ def remember(path: Path, environment: Environment, records: Iterable[RunRecord],
 
 
 def run_levels(records: Iterable[RunRecord]) -> dict[str, float]:
-    """Return by anchor the `QUIET_QUANTILE` of its times over the groups of *records* [s].
+    """Return by anchor the `QUIET_QUANTILE` of its times over the groups of *records* [s], the lower of two between.
 
-    The rows of a group, measured in the same rounds, count as one; those with too few blocks do not.
+    The rows of a group, measured in the same rounds, count as one; one with too few blocks with what the anchor
+    can surely do: a group of which most was disturbed still tells that others were slower than need be.
     """
     groups: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        timing = record.timing
-        if timing and sum(block.accepted for block in timing.blocks) >= timing.required_blocks:
-            for name, time_s in timing.anchor_s.items():
-                groups.setdefault(name, {}).setdefault(timing.group, []).append(time_s)
+    for timing in (record.timing for record in records if record.timing):
+        for name, time_s in _possible_times(timing):
+            groups.setdefault(name, {}).setdefault(timing.group, []).append(time_s)
     return {
-        name: float(np.quantile([np.median(times) for times in found.values()], QUIET_QUANTILE))
+        name: float(np.quantile([np.median(times) for times in found.values()], QUIET_QUANTILE, method="lower"))
         for name, found in groups.items()
     }
+
+
+def _possible_times(timing: Timing) -> Iterator[tuple[str, float]]:
+    """Yield what each anchor took in the rounds of *timing* [s], or the upper end of it if those are too few."""
+    enough = sum(block.accepted for block in timing.blocks) >= timing.required_blocks
+    for name, time_s in timing.anchor_s.items():
+        low_s = timing.anchor_low_s.get(name)
+        if enough:
+            yield name, time_s
+        elif low_s:
+            # The interval is symmetric in the logarithm. NaN, or null in the file, is none.
+            high_s = time_s * time_s / low_s
+            if math.isfinite(high_s):
+                yield name, high_s
 
 
 def find_levels(records: Iterable[RunRecord], remembered: Mapping[str, float]) -> dict[str, float]:

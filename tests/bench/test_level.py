@@ -66,17 +66,38 @@ def test_a_time_without_a_lower_end_judges_nothing() -> None:
     assert validities(from_json(RunRecord, to_json(lonely)), resnet18=0.010) == ["valid"]
 
 
-def test_rows_of_one_group_count_once_and_one_of_few_blocks_not_at_all() -> None:
-    few = make_timing([[0.01]] * 8, rejected=range(1, 8), required_blocks=8)
+#: Of its eight blocks six were rejected.
+FEW = make_timing([[0.01]] * 8, rejected=range(2, 8), required_blocks=8)
+
+
+def test_rows_of_one_group_count_once_and_a_quarter_of_the_groups_is_the_level() -> None:
     crowd = [
         dataclasses.replace(met("eager", resnet18=0.012), case=make_case(backend="eager", batch_size=size))
         for size in range(1, 9)
     ]
 
-    levels = run_levels([*crowd, met("onnx", resnet18=0.010), met("openvino", timing=few, resnet18=0.001)])
+    others = [met(backend, resnet18=time_s) for backend, time_s in (("onnx", 0.010), ("trt", 0.011), ("aoti", 0.013))]
 
-    # A quarter of the way from the one group to the other.
-    assert levels == {"resnet18": pytest.approx(0.0105)}
+    assert run_levels([*crowd, others[0]]) == {"resnet18": 0.010}
+    assert run_levels([*crowd, *others, met("openvino", resnet18=0.014)]) == {"resnet18": 0.011}
+
+
+def test_a_group_of_few_blocks_counts_with_what_the_anchor_can_surely_do() -> None:
+    few = met("openvino", timing=FEW, resnet18=0.010)
+
+    # 0.5 % above, as its lower end is below.
+    assert run_levels([few]) == {"resnet18": pytest.approx(0.010 / 0.995)}
+    # A run of which the quiet part was short: the rows of the other one were measured on a machine slowed by half.
+    assert validities(met("eager", resnet18=0.015), few) == ["contended", "valid"]
+
+
+@pytest.mark.parametrize("low_s", [math.nan, 0.001])
+def test_a_group_of_few_blocks_tells_nothing_where_they_do_not_agree(low_s: float) -> None:
+    few = met("openvino", timing=FEW, resnet18=0.010)
+    assert few.timing
+    few = dataclasses.replace(few, timing=dataclasses.replace(few.timing, anchor_low_s={"resnet18": low_s}))
+
+    assert validities(met("eager", resnet18=0.015), from_json(RunRecord, to_json(few))) == ["valid", "valid"]
 
 
 def test_the_estimate_is_a_mean_of_logarithms_with_a_one_sided_interval() -> None:
