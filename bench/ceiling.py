@@ -1,4 +1,4 @@
-"""The most that a device does: matrix product and copy, by the clock of everything else."""
+"""The most that a device does: matrix product, convolution and copy, by the clock of everything else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.backends.base import LocalSession
-from bench.machine_facts import Ceilings
+from bench.machine_facts import PRODUCT, PRODUCT_OR_CONVOLUTION, Ceilings
 from bench.measure import BlockPlan, Clock
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import Scalar
@@ -31,6 +31,10 @@ BLOCK = BlockPlan(block_s=0.1, calls=2, discards=1, warmup_s=0.0)
 #: arithmetic, and small enough for the caches (with AMX, 1024 is faster than 2048). More than
 #: `FEW_THREADS` need more to share.
 SIDES = {"cpu": (1024, 2048), "many": (2048, 4096), "cuda": (4096, 8192)}
+#: Images of a convolution like those of a ResNet's middle, 3 x 3, channels last, each of whose operations is
+#: carried out. None on CUDA, where cuDNN may choose an algorithm with fewer.
+IMAGES = {"cpu": 8, "many": 64, "cuda": 0}
+CHANNELS, PIXELS = 256, 28
 FEW_THREADS = 8
 #: Bytes that are copied: more than most caches hold.
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}
@@ -43,13 +47,14 @@ class Size:
     """How large the work of one call is."""
 
     sides: tuple[int, ...]
+    images: int
     copied_bytes: int
 
 
 def size_for(device: str, threads: int) -> Size:
     """Return the size of work that fills *device*."""
     kind = "many" if device == "cpu" and threads > FEW_THREADS else device
-    return Size(sides=SIDES[kind], copied_bytes=COPIED_BYTES[device])
+    return Size(sides=SIDES[kind], images=IMAGES[kind], copied_bytes=COPIED_BYTES[device])
 
 
 class Product(LocalSession):
@@ -79,6 +84,37 @@ class Product(LocalSession):
     def synchronize(self, slot: int | None = None) -> None:
         """Wait for the device."""
         _wait(self._device)
+
+    def evidence(self) -> Mapping[str, Scalar]:
+        """Return nothing: the dtypes were ours to choose."""
+        return {}
+
+
+class Convolution(LocalSession):
+    """A 3 x 3 convolution on a CPU in one precision."""
+
+    def __init__(self, precision: str, images: int) -> None:
+        import torch
+
+        shapes = (images, CHANNELS, PIXELS, PIXELS), (CHANNELS, CHANNELS, 3, 3)
+        dtype = _float_type(precision)
+        self.left, self.weights = (
+            torch.randn(shape).to(dtype=dtype, memory_format=torch.channels_last) for shape in shapes
+        )
+
+    @property
+    def work(self) -> float:
+        """Return the floating-point operations of a call, those on the padding included."""
+        return 2.0 * self.left.numel() * self.weights[0].numel()
+
+    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        """Return *images* (N, C, H, W) convolved, of the same shape."""
+        import torch
+
+        return torch.nn.functional.conv2d(images, self.weights, padding=1)
+
+    def synchronize(self, slot: int | None = None) -> None:
+        """Return at once: a CPU is done."""
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return nothing: the dtypes were ours to choose."""
@@ -131,10 +167,13 @@ def measure_ceiling(kind: str, device: str, threads: int, size: Size | None = No
     with torch.inference_mode():
         if kind == COPY:
             return best_rate(Copy(device, size.copied_bytes))
-        return max(best_rate(Product(kind, device, side)) for side in size.sides)
+        rates = [best_rate(Product(kind, device, side)) for side in size.sides]
+        if size.images:
+            rates.append(best_rate(Convolution(kind, size.images)))
+        return max(rates)
 
 
-def best_rate(session: Product | Copy) -> float:
+def best_rate(session: Product | Convolution | Copy) -> float:
     """Return the work per second of *session* in the best of its blocks."""
     clock = Clock(session, [session.left], BLOCK)
     return session.work / min(statistics.median(clock.block()) for _ in range(BLOCKS))
@@ -161,6 +200,7 @@ def measure_ceilings(job: Job, size: Size | None = None, oversight: Oversight | 
         threads=job.case.threads,
         copy_b_s=found.pop(COPY, None),
         matmul_flop_s=found,
+        arithmetic=PRODUCT_OR_CONVOLUTION if job.case.device == "cpu" else PRODUCT,
         failures=failures,
     )
 
@@ -171,8 +211,13 @@ def _matrix(precision: str, device: str, side: int) -> torch.Tensor:
 
     if precision == "int8":
         return torch.randint(-128, 128, (side, side), dtype=torch.int8, device=device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    return torch.randn(side, side, device=device).to(dtype)
+    return torch.randn(side, side, device=device).to(_float_type(precision))
+
+
+def _float_type(precision: str) -> torch.dtype:
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 def _wait(device: str) -> None:

@@ -14,11 +14,12 @@ from bench.statistic import counted_blocks
 from bench.table import Report, Row
 
 CEILINGS = """\
-- A ceiling is the best of several short blocks, measured once a run: the product of square matrices by torch, and a
-  copy in the device's memory (bytes read and written).
+- A ceiling is the best of several short blocks, measured once a run: torch's {arithmetic};
+  and a copy in the device's memory (bytes read and written).
 - `fraction_of_roof` in `table.csv` is the network's operations per image (a multiply-add is two) times the row's
-  throughput, over the matrix product at the row's precision: a fraction of the arithmetic roof alone. A network of
-  depthwise convolutions, as MobileNet, is bound by memory and launches, and stays far below it for that reason."""
+  throughput, over that arithmetic at the row's precision: a fraction of the arithmetic roof alone. A network of
+  depthwise convolutions, as MobileNet, is bound by memory and launches, and usually stays far below for that reason. It
+  is a roof of torch's making: a row beyond 100 % has a better kernel than torch's best."""
 
 
 def describe_ceilings(about: Mapping[str, object]) -> str:
@@ -37,7 +38,8 @@ def ceiling_section(report: Report) -> list[str]:
         return []
     lines = [f"- This device: {line}."] if line else []
     lines += [f"- Not measured, {name}: {reason}" for name, reason in ceilings.failures.items()]
-    return ["\n".join(["## Ceilings", "", *lines, *_fractions(list(report.rows.values())), CEILINGS])]
+    text = CEILINGS.format(arithmetic=ceilings.arithmetic)
+    return ["\n".join(["## Ceilings", "", *lines, *_fractions(list(report.rows.values())), text])]
 
 
 def anchor_lines(report: Report) -> Iterator[str]:

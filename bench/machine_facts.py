@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 from bench.json_lines import from_json
 
+#: What the arithmetic ceilings are of; older records had the product alone.
+PRODUCT = "product of square matrices"
+PRODUCT_OR_CONVOLUTION = f"{PRODUCT}, or its 3 x 3 convolution if that does more"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceState:
@@ -57,8 +61,9 @@ class Ceilings:
     """The most that a device did, of several short blocks: what no case can be expected to pass.
 
     Attributes:
-        matmul_flop_s: Matrix product by precision [FLOP/s], a multiply-add being two.
+        matmul_flop_s: The most arithmetic by precision [FLOP/s], a multiply-add being two.
         copy_b_s: Bytes read and written in copying within the device's memory [B/s].
+        arithmetic: Of what that is the most.
         failures: Why one of them (a precision, or ``copy``) is not known.
     """
 
@@ -66,6 +71,7 @@ class Ceilings:
     threads: int
     matmul_flop_s: Mapping[str, float] = field(default_factory=dict)
     copy_b_s: float | None = None
+    arithmetic: str = PRODUCT
     failures: Mapping[str, str] = field(default_factory=dict)
 
 

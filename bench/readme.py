@@ -20,7 +20,7 @@ NUMERIC = ("batch", "latency p50 [ms]", "img/s", "vs. eager fp32")
 
 DRIFT = (
     "`non-inferior`: its answers to the same test images are worth as much as eager fp32's, within a margin; rows that "
-    "are `worse` stand in the run's `table.csv` only."
+    "are `worse` are on no frontier, and stand in the run's own tables."
 )
 
 
@@ -56,7 +56,7 @@ def short_table(report: Report, folder: Path) -> str:
     if not rows:
         return f"No case of this run is on a frontier.\n\n{page.facts(report)}"
     parts = [page.markdown_table(HEADER, (_cells(row, report.rows) for row in rows), NUMERIC)]
-    parts.append(" ".join([_remarks(groups, rows, left_out), *_not_executed(report.rows.values())]))
+    parts.append(" ".join([_remarks(report, groups, rows, left_out), *_not_executed(report.rows.values())]))
     picture = report.folder / ("pareto-converged.png" if left_out else "pareto.png")
     if left_out:
         draw_picture(picture, report)
@@ -146,13 +146,18 @@ def _not_executed(rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def _remarks(groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Sequence[str]) -> str:
+def _remarks(report: Report, groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Sequence[str]) -> str:
     """Return what a reader must know beside the table."""
+    measured = [row.record.validity for row in report.rows.values() if row.record.timing]
     text = (
-        "Of the rows to which none is as good on both latency and quality and better on one: each network's fastest, "
+        f"Of the rows that are `valid` ({measured.count('valid')} of {len(measured)} measured ones; the others were "
+        "mostly disturbed by other work) and to which none is as good on both latency and quality and better on one: "
+        "each network's fastest, "
     )
     text += "and its fastest that is `non-inferior`. ± is the 95 % interval of the median within this run; whole runs "
     text += "differ by more (METHODOLOGY.md, at the end)."
+    if not report.levels:
+        text += " No earlier run of this machine was there to tell whether all of this one was slow."
     text += " The last column compares with eager fp32 of the same network; ~: one of the two is not `valid`."
     if not left_out and (hidden := sum(map(len, groups)) - len(shown)):
         text += f" {hidden} more are in the run's `pareto.csv`."

@@ -164,7 +164,7 @@ class Measurement:
         largest_batch_end: Why the next one did not run.
         energy: Energy of a window of calls.
         flop_per_image: Floating-point operations of the network for one image, a multiply-add being two.
-        roof_flop_s: The matrix product's ceiling at the case's precision [FLOP/s], from the same run.
+        roof_flop_s: The arithmetic ceiling at the case's precision [FLOP/s], from the same run.
     """
 
     build_s: float

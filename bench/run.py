@@ -16,6 +16,7 @@ from bench.margin import parse_margins
 from bench.plan import Sweep, expand_sweep, resolve_builds, resolve_threads
 from bench.scenario import suits
 from lensing_models.command_line import Parser, run_main
+from lensing_models.data.find import choose_tasks
 from lensing_models.preset import PRESETS, Preset
 
 
@@ -36,7 +37,7 @@ def build_parser() -> Parser:
         default="all",
         help="comma list of networks, or all (the published pairs); TASK/MODEL means that pair alone",
     )
-    add("--tasks", default="all", help="comma list of tasks, or all")
+    add("--tasks", help="comma list of tasks, or all; default: those that --data has, without it all")
     add("--backends", help="comma list, or all; default: all but those that compile for minutes (inductor, aoti)")
     add("--precisions", help="comma list, or all (each backend's own); default: fp32 and the device's half precision")
     add("--variants", help="comma list of runtime variants, or all; default: all but optimized and tuned")
@@ -85,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
     threads = resolve_threads(options.threads)
     sweep = expand_sweep(
         models=options.models,
-        tasks=options.tasks,
+        tasks=choose_tasks(options.tasks, options.models, options.data),
         backends=options.backends,
         precisions=options.precisions,
         batch_sizes=options.batch_sizes,

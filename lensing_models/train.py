@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lensing_models.checkpoint import Card, checkpoint_path, read_card, verify_checkpoint, write_checkpoint
 from lensing_models.command_line import Parser, run_main
 from lensing_models.cores import usable_cores
-from lensing_models.data.find import CACHE, find_store
+from lensing_models.data.find import CACHE, choose_tasks, find_store
 from lensing_models.job import Job
 from lensing_models.preset import PRESETS
 from lensing_models.registry import select_pairs
@@ -66,7 +66,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--models", default="all", help="comma list, or all: the published pairs; TASK/MODEL for one pair"
     )
-    parser.add_argument("--tasks", default="all", help="comma list, or all: the published pairs")
+    parser.add_argument(
+        "--tasks", help="comma list, or all: the published pairs; default: those that --data has, without it all"
+    )
     parser.add_argument(
         "--data", type=Path, help=f"a data set, or a folder of one for each task; made in {CACHE} if absent"
     )
@@ -123,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
-    pairs = select_pairs(arguments.models, arguments.tasks)
+    pairs = select_pairs(arguments.models, choose_tasks(arguments.tasks, arguments.models, arguments.data))
     weights = arguments.pretrained if isinstance(arguments.pretrained, str) else None
     if weights and len({architecture.label for _, architecture in pairs}) > 1:
         parser.error(f"--pretrained {weights}: one file is of one network; name it with --models")

@@ -23,7 +23,7 @@ HEAD = """# Checkpoints
 Test metrics of the rounded weights, eager fp32, with 95 % intervals (bootstrap over the test images).
 *Published* is of the DeepLense archives or Galaxy Zoo: **other images**, so the two stand side by side and do not
 compare digit by digit. *Epochs* are those until the best validated one, whose weights these are.
-`python -m lensing_models.zoo` writes this page and `index.json` from the cards.
+`python -m lensing_models.zoo FOLDER` writes this page and `index.json` from the cards.
 """
 
 

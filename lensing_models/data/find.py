@@ -44,6 +44,27 @@ def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
         return ensure_dataset(task, preset, CACHE, workers=workers, progress=lambda done, total: line.reach(done))
 
 
+def choose_tasks(tasks: str | None, models: str, data: Path | None) -> str:
+    """Return *tasks*; where nobody chose, those that *data* has data sets of, as a comma list.
+
+    Args:
+        tasks: Comma list of tasks, ``all``, or None.
+        models: Comma list of networks; one that names its task has chosen.
+        data: A store, or a folder of one store a task; None for the default ones, of all tasks.
+
+    Raises:
+        ValueError: If the one store is damaged.
+    """
+    if tasks or data is None or "/" in models:
+        return tasks or "all"
+    from lensing_models.data.store import open_store
+    from lensing_models.tasks import known_tasks
+
+    if (data / "manifest.json").is_file():
+        return open_store(data).task
+    return ",".join(name for name in known_tasks() if (data / name / "manifest.json").is_file()) or "all"
+
+
 def open_task_store(folder: Path, task_name: str) -> Store:
     """Return the store of a task from *folder*: the store itself, or a folder of one store a task.
 

@@ -6,15 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench.ceiling import BLOCK, PRECISIONS, Copy, Product, Size, best_rate, measure_ceilings, size_for
+from bench.ceiling import (
+    BLOCK,
+    PRECISIONS,
+    Convolution,
+    Copy,
+    Product,
+    Size,
+    best_rate,
+    measure_ceiling,
+    measure_ceilings,
+    size_for,
+)
 from bench.job import Job
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
 from lensing_models.registry import find_task
 from tests.bench.conftest import make_case
 
-SMALL = Size(sides=(64, 128), copied_bytes=2**20)
+SMALL = Size(sides=(64, 128), images=1, copied_bytes=2**20)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +80,27 @@ def test_a_product_is_one_of_its_precision_and_is_right(precision: str, dtype: t
 
 def test_a_product_of_squares_has_two_operations_a_multiply_add() -> None:
     assert Product("fp32", "cpu", 64).work == 2 * 64**3
+
+
+@pytest.mark.parametrize("precision", PRECISIONS["cpu"])
+def test_a_convolution_has_the_operations_that_are_counted_and_is_right(precision: str) -> None:
+    convolution = Convolution(precision, 1)
+
+    with FlopCounterMode(display=False) as counter:
+        found = convolution.infer(convolution.left)
+
+    assert convolution.work == counter.get_total_flops()
+    expected = torch.nn.functional.conv2d(convolution.left.double(), convolution.weights.double(), padding=1)
+    # Sums of 2304 products, whose size is about 48.
+    torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=0.5 if precision == "bf16" else 1e-3)
+
+
+def test_the_faster_of_product_and_convolution_counts_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {Product: 1.0, Convolution: 3.0, Copy: 2.0}
+    monkeypatch.setattr("bench.ceiling.best_rate", lambda session: rates[type(session)])
+
+    assert measure_ceiling("fp32", "cpu", 1, SMALL) == 3.0
+    assert measure_ceiling("fp32", "cpu", 1, dataclasses.replace(SMALL, images=0)) == 1.0
 
 
 def test_a_copy_reads_and_writes_its_bytes() -> None:
