@@ -77,7 +77,9 @@ def provide(
     missing = [pair for pair in pairs if found[pair_key(pair)] is None]
     if missing:
         with timetable.spend("fit"):
-            fit_missing(missing, preset=preset, data=data, folder=folder, device=device, threads=threads)
+            # What the cache has and cannot be used is replaced; a folder that was named is not.
+            refit = checkpoints is None
+            fit_missing(missing, preset=preset, data=data, folder=folder, device=device, threads=threads, refit=refit)
         for pair in missing:
             # What the cache had, and was refused, may still lie there if the fit failed.
             store = stores[pair[0].name]
@@ -115,7 +117,14 @@ def find_cached(pair: Pair, folder: Path, store: Store) -> tuple[Path, Card] | N
 
 
 def fit_missing(
-    pairs: Sequence[Pair], *, preset: Preset, data: Path | None, folder: Path, device: str, threads: int
+    pairs: Sequence[Pair],
+    *,
+    preset: Preset,
+    data: Path | None,
+    folder: Path,
+    device: str,
+    threads: int,
+    refit: bool,
 ) -> None:
     """Fit each of *pairs* into *folder* in a process of its own, which shows progress and errors on stderr.
 
@@ -126,4 +135,5 @@ def fit_missing(
         command += ["--models", architecture.label, "--tasks", task.name, "--preset", preset.name]
         command += ["--out", str(folder), "--device", device, "--threads", str(threads)]
         command += ["--data", str(data)] if data else []
+        command += ["--refit"] if refit else []
         subprocess.run(command, stdout=sys.stderr, check=False)

@@ -81,6 +81,7 @@ def fetch_weights(path: Path) -> bool:
 
 def _find_entry(path: Path) -> Entry | None:
     """Return the entry of *path* in the index of its folder, or of one of the two above."""
+    path = path.absolute()
     for folder in path.parents[:3]:
         if entry := read_index(folder).get(path.relative_to(folder).as_posix()):
             return entry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensing_models.command_line import Parser, run_main
+from lensing_models.cores import usable_cores
 from lensing_models.data.find import open_task_store
 from lensing_models.metrics import known_metrics, score
 from lensing_models.registry import find_task
@@ -173,12 +173,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="PNG", help="picture: ROC and confusion, or predicted against true")
     parser.add_argument("--against", type=Path, metavar="CHECKPOINT", help="difference from it, on the same images")
     parser.add_argument("--breakdown", action="store_true", help="on which true parameters the errors depend")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cores())
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
         parser.error(f"--threads is {arguments.threads}; give 1 or more")
 
     from lensing_models.checkpoint import load_checkpoint, verify_checkpoint
+    from lensing_models.job import fitted_to_another_split
 
     card = verify_checkpoint(arguments.checkpoint)
     task = find_task(card.task)
@@ -189,6 +190,8 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(arguments.threads)
     network, _ = load_checkpoint(arguments.checkpoint)
     indices = store.indices(arguments.split)
+    if not len(indices):
+        raise ValueError(f"{store.folder} has no {arguments.split} images; choose another --split or simulate some")
     outputs, labels = predict(network, store, indices), store.labels(arguments.split)
     print(f"{task.name}/{card.architecture} ({card.state}), {len(indices)} {arguments.split} images, eager fp32")
     if store.recipe_digest != card.recipe_digest:
@@ -196,6 +199,9 @@ def main(argv: Sequence[str]) -> int:
             f"another data set than it was fitted on: {store.sky} {store.recipe_digest[:12]}, not "
             f"{card.sky} {card.recipe_digest[:12]}"
         )
+    for path in filter(None, (arguments.checkpoint, arguments.against)):
+        if fitted_to_another_split(verify_checkpoint(path), store):
+            print(f"{path} was fitted to another split of {store.sky}: IT MAY HAVE BEEN FITTED TO THESE IMAGES")
     print(render(task, score(task, outputs, labels), bootstrap(task, outputs, labels)))
     if arguments.against:
         print(f"this one minus {arguments.against}, on the same images:")

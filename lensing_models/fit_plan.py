@@ -16,8 +16,7 @@ import torch
 
 from lensing_models.batches import Order, TrainingBatches, training_loader
 from lensing_models.fit_module import Means, step_once, training_supply
-from lensing_models.job import Identity, Job
-from lensing_models.loop import BEST, LAST
+from lensing_models.job import BEST, LAST, Identity, Job
 from lensing_models.network import LensNetwork
 
 PLAN = "fit.json"  # what a resumed fit must have in common with the one that was killed
@@ -50,6 +49,8 @@ def planned_epochs(
         ValueError: If that fit was of something else.
     """
     asked = {"task": job.task.name, "architecture": job.architecture.label, **dataclasses.asdict(identity)}
+    # What no card tells, and the state of a schedule rests on.
+    asked |= {"batch_size": job.batch_size, "learning_rate": job.schedule.learning_rate}
     if folder and resume and (folder / LAST).exists():
         return _epochs_of_begun(folder / PLAN, asked)
     epochs = job.most_epochs
@@ -88,8 +89,9 @@ def affordable_epochs(
 ) -> int:
     """Return how many epochs fit into *budget_s*, by timing some steps; 1 or more, at most the job's.
 
-    A step counts from batch to batch. Of several processes only this one is timed: what they will
-    say to each other is not in it.
+    A step counts from batch to batch, on average: workers that start together bring as many batches at
+    once and then none for a while, so those are not timed. Of several processes only this one is timed:
+    what they will say to each other is not in it.
 
     Args:
         job: Gives the batches and the preset.
@@ -104,9 +106,10 @@ def affordable_epochs(
     order.set_epoch(1)  # a stream's first epoch is stored
     loader = training_loader(TrainingBatches(job.task, training_supply(job, means)), order, means.workers)
     times = [time.perf_counter()]
-    for batch in itertools.islice(loader, UNTIMED_STEPS + TIMED_STEPS):
+    untimed = max(UNTIMED_STEPS, 2 * means.workers)
+    for batch in itertools.islice(loader, untimed + max(TIMED_STEPS, 2 * means.workers)):
         step_once(job, trial, optimizer, batch, means, teacher)
         times.append(time.perf_counter())
     steps = np.diff(times)
-    step_s = float(np.median(steps[UNTIMED_STEPS:] if len(steps) > UNTIMED_STEPS else steps))
+    step_s = float(np.mean(steps[untimed:] if len(steps) > untimed else steps))
     return int(np.clip(budget_s / (OVERHEAD * step_s * job.epoch_steps), 1, job.most_epochs))

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lensing_models.data.store import Store
 
 
+#: State of an unfinished fit, and that of its best epoch; both are removed when it is done.
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
     """What two fits of a pair must have in common to be one: fields of `Card`, digests taken at one moment."""
@@ -34,6 +38,16 @@ class Identity:
     stream: bool
     focal_gamma: float
     balance: float
+
+
+def fitted_to_another_split(card: Card, store: Store) -> bool:
+    """Return whether a network may have been fitted to test images of *store*, an archive that was imported twice.
+
+    A simulated image belongs to one split whatever the seed and the sizes, so no other simulated set has it.
+    """
+    from lensing_models.data.simulate import SOURCES
+
+    return card.sky == store.sky and store.sky not in SOURCES and card.recipe_digest != store.recipe_digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,13 +144,10 @@ class Job:
     def refuse_other_split(self, path: Path, card: Card) -> None:
         """Raise ValueError if the network *path* may have been fitted to test images of this job.
 
-        So it may where both come of one archive that was imported twice: another seed parts it in
-        other splits. A simulated image belongs to one split whatever the seed and the sizes.
+        So it may where both come of one archive that was imported twice: another seed parts it in other splits.
         """
-        from lensing_models.data.simulate import SOURCES
-
-        sky = self.store.sky
-        if card.sky == sky and sky not in SOURCES and card.recipe_digest != self.store.recipe_digest:
+        if fitted_to_another_split(card, self.store):
+            sky = self.store.sky
             raise ValueError(f"{path} was fitted to another split of {sky}: it may know the test images of this one")
 
     def _expect_alike(self, path: Path, card: Card) -> None:

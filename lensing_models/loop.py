@@ -21,14 +21,12 @@ from timm.layers.norm_act import convert_sync_batchnorm
 
 from lensing_models.cluster import Cluster, environment_plugin
 from lensing_models.fit_module import CLIP_NORM, DivergedError, FitModule, Means
-from lensing_models.job import Job
+from lensing_models.job import BEST, LAST, Job
 from lensing_models.network import LensNetwork
 from lensing_models.progress import ProgressLine
 
 LARGEST_DECAY = 0.999  # of the weight average
 PATIENCE = 6  # epochs without a better validation after which a fit ends
-#: State of an unfinished fit, and that of its best epoch; both are removed when it is done.
-LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 def run_loop(

@@ -97,6 +97,8 @@ class TaskSpec:
             raise ValueError(f"task {self.name!r}: a classification needs classes, and only it")
         if (self.kind == "regression") != bool(self.targets):
             raise ValueError(f"task {self.name!r}: a regression needs targets, and only it")
+        if len(self.targets) > 1 or any(target.valid[0] <= 0 for target in self.targets):
+            raise ValueError(f"task {self.name!r}: the network gives the log10 of one target, which is positive")
         if self.kind == "regression" and (self.focal_gamma or self.balance):
             raise ValueError(f"task {self.name!r}: a regression has no classes to focus on or to balance")
         if not all(0 <= value < math.inf for value in (self.focal_gamma, self.balance)):

@@ -6,21 +6,33 @@ import dataclasses
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from lensing_models.checkpoint import Card, checkpoint_path, read_card, verify_checkpoint, write_checkpoint
 from lensing_models.command_line import Parser, run_main
 from lensing_models.cores import usable_cores
 from lensing_models.data.find import CACHE, choose_tasks, find_store
-from lensing_models.job import Job
+from lensing_models.job import LAST, Job
 from lensing_models.preset import PRESETS
 from lensing_models.registry import select_pairs
 from lensing_models.specs import ArchitectureSpec, TaskSpec
 
 if TYPE_CHECKING:
     from lensing_models.cluster import Cluster
+
+
+#: Begins the reason why an intact checkpoint is not that of a job.
+OTHER = "another "
+
+
+def fit_folder(path: Path) -> Path:
+    """Return where the state, the logs and the learning curve of the fit of the checkpoint *path* lie."""
+    return path.with_suffix(".fit")
 
 
 def kept_card(path: Path, job: Job, *, whole: bool = False) -> tuple[Card | None, str]:
@@ -41,7 +53,17 @@ def kept_card(path: Path, job: Job, *, whole: bool = False) -> tuple[Card | None
         return None, "a time budget cut it short"
     wanted = dataclasses.asdict(job.identity())
     differing = [name for name, value in wanted.items() if getattr(card, name) != value]
-    return (None, f"another {' and '.join(differing)}") if differing else (card, "")
+    return (None, f"{OTHER}{' and '.join(differing)}") if differing else (card, "")
+
+
+def refuse_to_replace(path: Path, job: Job, arguments: Namespace) -> None:
+    """Raise ValueError where a fit of *job* would cost somebody's work that *path*, or the fit beside it, holds."""
+    kept, why = kept_card(path, job)
+    if not kept and why.startswith(OTHER):
+        raise ValueError(f"{path} is there, of {why}: --refit replaces it, or choose another --out")
+    folder = fit_folder(path)
+    if not kept and not arguments.resume and (folder / LAST).exists():
+        raise ValueError(f"{folder} holds a fit that was not finished: --resume goes on, --refit begins it anew")
 
 
 def earlier_test_uses(path: Path, recipe_digest: str) -> int:
@@ -93,7 +115,7 @@ def build_parser() -> Parser:
     parser.add_argument("--stream", action="store_true", help="simulate new images for each epoch after the first")
     parser.add_argument("--focal-gamma", type=float, metavar="G", help="focus of the loss; 0: cross entropy")
     parser.add_argument("--balance", type=float, metavar="P", help="power of the inverse class share in the loss")
-    parser.add_argument("--refit", action="store_true", help="fit again what --out already holds")
+    parser.add_argument("--refit", action="store_true", help="fit again what --out already holds, of whatever fit")
     return parser
 
 
@@ -139,6 +161,8 @@ def main(argv: Sequence[str]) -> int:
     cluster = _cluster(arguments.device)
     for job in jobs:  # all of them, before the first takes hours
         job.check(cluster.processes if cluster else 1)
+        if not arguments.refit:
+            refuse_to_replace(checkpoint_path(arguments.out, job.task.name, job.architecture.label), job, arguments)
     for job in jobs:
         if line := fit_one(job, arguments, cluster):
             print(line, flush=True)
@@ -199,28 +223,40 @@ def fit_one(job: Job, arguments: Namespace, cluster: Cluster | None) -> str:
     from lensing_models.fit import fit
     from lensing_models.fit_plan import drop_state
 
-    folder = path.with_suffix(".fit")
+    folder = fit_folder(path)
     if speaks:
         print(f"{path}: {'--refit' if kept else why}; fitting", file=sys.stderr)
-    network, card = fit(
-        job,
-        threads=arguments.threads or default_threads(cluster),
-        device=arguments.device,
-        workers=arguments.workers,
-        folder=folder,
-        resume=arguments.resume,
-        time_budget_s=arguments.time_budget,
-    )
+    with hold(folder) if speaks else nullcontext():
+        network, card = fit(
+            job,
+            threads=arguments.threads or default_threads(cluster),
+            device=arguments.device,
+            workers=arguments.workers,
+            folder=folder,
+            resume=arguments.resume,
+            time_budget_s=arguments.time_budget,
+        )
 
-    def keep() -> str:
-        uses = 1 + earlier_test_uses(path, card.recipe_digest)
-        write_checkpoint(network, arguments.out, dataclasses.replace(card, test_uses=uses))
-        drop_state(folder)  # that of a finished fit is of no use, and large
-        save_curve(folder, job.task.primary_metric, f"{job.name}, preset {job.preset.name}")
-        return render_line(card, path, fitted=True)
+        def keep() -> str:
+            uses = 1 + earlier_test_uses(path, card.recipe_digest)
+            write_checkpoint(network, arguments.out, dataclasses.replace(card, test_uses=uses))
+            drop_state(folder)  # that of a finished fit is of no use, and large
+            save_curve(folder, job.task.primary_metric, f"{job.name}, preset {job.preset.name}")
+            return render_line(card, path, fitted=True)
 
-    line = cluster.decide(keep) if cluster else keep()
+        line = cluster.decide(keep) if cluster else keep()
     return line if speaks else ""
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes from fitting into *folder* meanwhile; ValueError if one is at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another process is fitting into {folder}; wait for it or choose another --out") from error
 
 
 def default_threads(cluster: Cluster | None) -> int:

@@ -30,7 +30,7 @@ compare digit by digit. *Epochs* are those until the best validated one, whose w
 def write_index(folder: Path, *, url_prefix: str | None = None) -> list[Entry]:
     """Write the index of the checkpoints in *folder* and below, and return it in the order of the names.
 
-    An entry whose weights are not there is kept with its card. With a prefix each entry's
+    An entry whose weights are not there is kept if its card is. With a prefix each entry's
     address is that and its name; without, the address it had.
 
     Raises:
@@ -38,7 +38,7 @@ def write_index(folder: Path, *, url_prefix: str | None = None) -> list[Entry]:
     """
     known = read_index(folder)
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob(f"*{SUFFIX}")}
-    entries = dict(known)
+    entries = {name: entry for name, entry in known.items() if (folder / name).with_suffix(".json").is_file()}
     for name, path in found.items():
         url = known[name].url if name in known else ""
         entry = Entry(name=name, sha256=verify_checkpoint(path).sha256, size=path.stat().st_size, url=url)
@@ -124,9 +124,12 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.folder.is_dir():
         parser.error(f"{arguments.folder} is not a folder")
+    own = arguments.folder / PAGE
+    if own.is_file() and not own.read_text(encoding="utf-8").startswith(HEAD.splitlines()[0]):
+        parser.error(f"{own} is not a page of checkpoints, and would be replaced; name the folder that has them")
     entries = write_index(arguments.folder, url_prefix=arguments.url_prefix)
     page = render_zoo({entry.name: arguments.folder / entry.name for entry in entries})
-    (arguments.folder / PAGE).write_text(page, encoding="utf-8")
+    own.write_text(page, encoding="utf-8")
     for entry in entries:
         print(f"{entry.name}  {entry.sha256[:12]}  {entry.size / 1e6:.1f} MB  {entry.url}".rstrip())
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,9 @@ def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
     total = split.train + split.validation + split.test
     workers = min(usable_cores(), MOST_WORKERS) if total >= WORTH_WORKERS else 1
     with ProgressLine(f"simulate {task.name}", total, every=0.25) as line:
-        return ensure_dataset(task, preset, CACHE, workers=workers, progress=lambda done, total: line.reach(done))
+        store = ensure_dataset(task, preset, CACHE, workers=workers, progress=lambda done, total: line.reach(done))
+    refuse_other_classes(store, task.classes)
+    return store
 
 
 def choose_tasks(tasks: str | None, models: str, data: Path | None) -> str:
@@ -72,6 +75,7 @@ def open_task_store(folder: Path, task_name: str) -> Store:
         ValueError: If there is none, or it holds another task.
     """
     from lensing_models.data.store import open_store
+    from lensing_models.registry import find_task
 
     candidates = [path for path in (folder, folder / task_name) if (path / "manifest.json").is_file()]
     if not candidates:
@@ -80,4 +84,18 @@ def open_task_store(folder: Path, task_name: str) -> Store:
     store = open_store(candidates[0])
     if store.task != task_name:
         raise ValueError(f"{candidates[0]} holds {store.task!r}, not {task_name!r}; name a data set of {task_name}")
+    refuse_other_classes(store, find_task(task_name).classes)
     return store
+
+
+def refuse_other_classes(store: Store, classes: Sequence[str]) -> None:
+    """Raise ValueError if a label of *store* is none of *classes*, or is another one's: the task has changed since."""
+    if not classes:
+        return
+    found = store.catalog[["label", "class"]].drop_duplicates()
+    for label, name in zip(found["label"], found["class"], strict=True):
+        if not 0 <= label < len(classes) or (name in classes and classes[label] != name):
+            raise ValueError(
+                f"{store.folder}: label {label} is {name!r}, but the classes of {store.task} are {', '.join(classes)}; "
+                "make the data set again"
+            )

@@ -177,8 +177,9 @@ def write_store(
                         (draft / BEGUN).write_text(f"{recipe.digest} {work}", encoding="ascii")
                 catalog = fill(draft / IMAGES)
                 _finish(draft, recipe, catalog, dtype, about, scratch)
-                (draft / LOCK).unlink()
+                # The lock goes last: whoever finds it gone finds the store.
                 _move(draft, folder)
+                (folder / LOCK).unlink(missing_ok=True)
                 undo.pop_all()
     except Timeout as error:
         raise BusyError(f"another process is writing {folder}; wait for it or name another folder") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,45 @@ def test_the_command_prints_a_line_for_each(weights: Path, capsys: pytest.Captur
     assert main([str(weights.parent)]) == 0
 
     assert capsys.readouterr().out.startswith(f"{weights.name}  ")
+
+
+def test_an_entry_whose_card_is_gone_is_forgotten(weights: Path) -> None:
+    weights.unlink()
+    weights.with_suffix(".json").unlink()
+
+    assert main([str(weights.parent)]) == 0
+
+    assert not read_index(weights.parent)
+
+
+def test_a_page_of_something_else_is_not_replaced(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / PAGE).write_text("# My project\n")
+
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+
+    assert (tmp_path / PAGE).read_text() == "# My project\n"
+    assert not (tmp_path / INDEX).exists()
+
+
+def test_the_index_above_is_found_from_within_a_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = weights.parent / "below"
+    below.mkdir()
+    for path in (weights, weights.with_suffix(".json")):
+        path.replace(below / path.name)
+    write_index(weights.parent, url_prefix=weights.parent.as_uri())
+    shutil.move(below, tmp_path / "elsewhere")
+    below.mkdir()
+    entry = dataclasses.replace(
+        read_index(weights.parent)[f"below/{weights.name}"], url=(tmp_path / "elsewhere" / weights.name).as_uri()
+    )
+    (weights.parent / INDEX).write_text(json.dumps([dataclasses.asdict(entry)]))
+    monkeypatch.chdir(below)
+
+    assert fetch_weights(Path(weights.name))
+    assert (below / weights.name).is_file()
 
 
 def test_the_page_tells_each_checkpoint_beside_what_was_published(weights: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from scipy import stats
 
 from lensing_models.checkpoint import write_checkpoint
-from lensing_models.data.find import open_task_store
+from lensing_models.data.find import open_task_store, refuse_other_classes
+from lensing_models.data.manifest import write_manifest
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
 from lensing_models.evaluate import bootstrap, bootstrap_difference, main, predict
@@ -169,6 +171,42 @@ def test_another_checkpoint_of_another_task_is_refused(checkpoint: Path, mass_st
 
     with pytest.raises(ValueError, match="is of task 'substructure', not 'halo_mass'"):
         main([str(checkpoint), "--data", str(mass_store.folder), "--against", str(other)])
+
+
+def test_a_split_without_images_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    store = simulate_dataset(MASS, Split(train=2, validation=0, test=2), tmp_path / "halo_mass")
+
+    with pytest.raises(ValueError, match="has no validation images"):
+        main([str(checkpoint), "--data", str(store.folder), "--split", "validation"])
+
+
+@pytest.mark.parametrize(
+    ("sky", "digest", "warned"), [("fits", "other", 2), ("fits", "", 0), ("deeplense", "other", 0)]
+)
+def test_an_archive_in_another_split_may_have_been_fitted_to(
+    mass_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], sky: str, digest: str, warned: int
+) -> None:
+    shutil.copytree(mass_store.folder, tmp_path / "data")
+    recipe = dataclasses.replace(mass_store.manifest.recipe, sky="fits")
+    manifest = dataclasses.replace(mass_store.manifest, recipe=recipe, recipe_digest=recipe.digest)
+    write_manifest(tmp_path / "data" / "manifest.json", manifest)
+    card = dataclasses.replace(CARD, sky=sky, recipe_digest=digest or recipe.digest)
+    checkpoint = write_checkpoint(find_architecture(CARD.architecture).build(MASS), tmp_path, card)
+
+    main([str(checkpoint), "--data", str(tmp_path / "data"), "--against", str(checkpoint)])
+
+    assert capsys.readouterr().out.count("IT MAY HAVE BEEN FITTED TO THESE IMAGES") == warned
+
+
+def test_labels_of_a_task_that_has_changed_since_are_refused(tmp_path: Path) -> None:
+    store = simulate_dataset(CLASSES, Split(train=3, validation=0, test=3), tmp_path / "substructure")
+
+    refuse_other_classes(store, CLASSES.classes)
+    refuse_other_classes(store, ("smooth", "clumps", "string"))  # other words for the same labels
+    with pytest.raises(ValueError, match="label 1 is 'sphere', but the classes of substructure are no, vort, sphere"):
+        refuse_other_classes(store, ("no", "vort", "sphere"))
+    with pytest.raises(ValueError, match="label 2 is 'vort', but the classes of substructure are no, sphere"):
+        refuse_other_classes(store, ("no", "sphere"))
 
 
 def test_a_missing_checkpoint_is_one_line_with_exit_code_2() -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from lensing_models.registry import explain_unknown, find_architecture, find_task, select_pairs, split_names
@@ -101,3 +103,12 @@ def test_an_empty_list_is_refused() -> None:
 def test_finding_an_unknown_name_raises(find) -> None:
     with pytest.raises(LookupError, match="unknown"):
         find("nothing")
+
+
+def test_a_regression_is_of_one_positive_target() -> None:
+    task = find_task("halo_mass")
+    (target,) = task.targets
+
+    for targets in ((target, target), (dataclasses.replace(target, valid=(-1.0, 1.0)),)):
+        with pytest.raises(ValueError, match="log10 of one target, which is positive"):
+            dataclasses.replace(task, targets=targets)

@@ -11,6 +11,7 @@ from lensing_models import train
 from lensing_models.checkpoint import checkpoint_path, read_card, verify_checkpoint, write_checkpoint
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.data.store import Store
+from lensing_models.job import Job
 from lensing_models.preset import PRESETS, Split
 from lensing_models.registry import find_architecture, find_task
 from lensing_models.train import kept_card, main, with_loss
@@ -113,6 +114,41 @@ def test_a_checkpoint_of_other_circumstances_is_not_kept(
     checkpoint.with_suffix(".json").write_text(changed.to_json())
 
     assert kept_card(checkpoint, make_job(store, preset=PRESETS["quick"])) == (None, f"another {change}")
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_a_checkpoint_of_another_fit_is_not_replaced_unasked(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "fit_one", lambda *_: pytest.fail("a fit was begun"))
+
+    with pytest.raises(ValueError, match="is there, of another seed: --refit replaces it"):
+        main([*arguments, "--seed", "9"])
+
+
+def test_an_unfinished_fit_is_not_dropped_unasked(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "halo_mass-mobilenetv3_small.fit" / "last.ckpt"
+    state.parent.mkdir()
+    state.write_bytes(b"hours of work")
+    begun: list[Job] = []
+    monkeypatch.setattr(train, "fit_one", lambda job, *_: begun.append(job))
+
+    with pytest.raises(ValueError, match="was not finished: --resume goes on, --refit begins it anew"):
+        main(arguments)
+
+    assert not begun
+    assert main([*arguments, "--resume"]) == main([*arguments, "--refit"]) == 0
+    assert len(begun) == 2
+
+
+def test_two_processes_do_not_fit_into_one_folder(arguments: list[str], tmp_path: Path) -> None:
+    with (
+        train.hold(tmp_path / "halo_mass-mobilenetv3_small.fit"),
+        pytest.raises(ValueError, match="another process is fitting into"),
+    ):
+        main(arguments)
 
 
 def test_the_loss_can_be_chosen() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,21 @@ def test_cutouts_come_back_as_written(tmp_path: Path, packing: str) -> None:
 
     written = np.array([counts(int(name[0])) for name in store.catalog["file"]])
     np.testing.assert_array_equal(store.counts(np.arange(10))[:, 0], written)
+
+
+def test_a_keyword_that_astropy_ignores_harms_no_image(tmp_path: Path) -> None:
+    files = cutout_files()
+    name = next(iter(files))
+    plain = fits.PrimaryHDU(counts(0).astype(np.float32))
+    plain.header["BLANK"] = -1  # of integers only
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        plain.writeto(stream, output_verify="ignore")
+
+    store = imported(tmp_path, {**files, name: stream.getvalue()}, table_of())
+
+    assert sum(store.manifest.recipe.sizes.values()) == len(files)
 
 
 def test_a_label_is_that_of_the_table(tmp_path: Path) -> None:
