@@ -79,11 +79,23 @@ class Crew:
         return worse_of(self.parity, self.worst_opened)
 
     def measurement(
-        self, evidence: Mapping[str, Scalar], input_digest: str, largest: Largest | None = None
+        self,
+        evidence: Mapping[str, Scalar],
+        input_digest: str,
+        largest: Largest | None = None,
+        earlier: Measurement | None = None,
     ) -> Measurement:
-        """Return what is known of the open session beside its timing."""
+        """Return what is known of the open session beside its timing.
+
+        Args:
+            evidence: Of the session.
+            input_digest: Of the images in rotation.
+            largest: What the search for the largest batch found.
+            earlier: Of the same case, which is measured once more: the build that it tells of is not repeated.
+        """
         assert self.opened is not None
-        build_s, was_cached = self.build_s, self.artifact_cached
+        known = earlier or self
+        build_s, was_cached = known.build_s, known.artifact_cached
         if self.built:
             build_s, was_cached = self.built.prepare_s, False
         return Measurement(

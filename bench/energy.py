@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.machine_facts import Energy
-from bench.measure import FOREIGN_LIMIT, Clock, LoadMeter
+from bench.measure import Clock, LoadMeter
 from bench.process import Worker, WorkerError
-from bench.records import Case
+from bench.records import FOREIGN_LIMIT, Case
 
 #: Where Linux shows RAPL (kernel documentation, "Power Capping Framework"); AMD's packages are there too.
 POWERCAP = Path("/sys/class/powercap")

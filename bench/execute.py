@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -71,6 +72,7 @@ class Execution:
         self._flop: dict[tuple[str, str], float | None] = {}
         self._preliminaries = Preliminaries(folder, self._job, oversight)
         self._group, self._largest = "", 1
+        self._earlier: dict[str, RunRecord] = {}
         self._tuner = Tuner(folder, self._job, fingerprint, oversight)
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
@@ -87,6 +89,7 @@ class Execution:
             if planned.skip_reason:
                 self._recorder.skip(planned.case, planned.skip_reason)
         todo = [planned.case for planned in pending if not planned.skip_reason]
+        self._earlier = {key: finished[key] for key in again}
         self._largest = max((planned.case.batch_size for planned in cases), default=1)
         scored = {untuned(record.case).worker_key: record for record in finished.values() if record.quality}
         with ProgressLine("measure", len(todo)) as self._line:
@@ -140,7 +143,9 @@ class Execution:
         for turn, plain in enumerate(sets):
             keys = [key for name in plain for key in together[name]]
             chosen = [case for case in cases if case.worker_key in keys]
-            with self._crews(chosen, scored, with_reference=turn == 0) as crews:
+            # Of a set whose reference failed the next one says the same reason.
+            reference = self._folder.outputs_file(f"{cases[0].task}/{cases[0].network}/reference")
+            with self._crews(chosen, scored, with_reference=turn == 0 or not reference.exists()) as crews:
                 sizes = list(dict.fromkeys(case.batch_size for case in chosen))
                 # The largest last: by then its memory is nobody else's.
                 for size in sorted(sizes, key=lambda size: size == max(sizes)):
@@ -207,11 +212,13 @@ class Execution:
                 reopen=reopen,
                 on_block=keep(name),
                 on_done=finish,
+                seed=zlib.crc32(self._group.encode()),
             )
             able = [member for member in members if member.case.key in found]
             self._line.say(f"saturate {name}: {len(able)} cases in turns")
             lost_s = sum(member.rejected_s for member in members)
-            lost_s += saturate_together(able, found, self._sizes.extras.saturated, keep(f"{name}/throughput"))
+            saturated, seed = self._sizes.extras.saturated, zlib.crc32(self._group.encode())
+            lost_s += saturate_together(able, found, saturated, keep(f"{name}/throughput"), seed)
             self._oversight.timetable.move("measuring", "rejected", lost_s)
         # Of the plan: what is left of it may be a smaller one, whose row tells nothing of the largest.
         if cases[0].batch_size == self._largest and self._sizes.extras.has_largest_batch:
@@ -286,7 +293,8 @@ class Execution:
                 builds=self._builds(case),
             )
         flop = self._flop.get((case.task, case.network))
-        self._recorder.complete(case, crew, findings, timing=timing, flop_per_image=flop)
+        earlier = self._earlier.get(case.key)
+        self._recorder.complete(case, crew, findings, timing=timing, flop_per_image=flop, earlier=earlier)
         self._line.advance(case.key)
 
     def _fail(self, case: Case, reason: str, parity: Parity | None = None) -> None:

@@ -9,9 +9,9 @@ from bench.crew import compared_images
 from bench.interleave import BLOCK_PATIENCE_S, Limits, Member, measure_group
 from bench.largest import Largest
 from bench.machine_facts import Energy
-from bench.measure import FOREIGN_LIMIT, LoadMeter
+from bench.measure import LoadMeter
 from bench.process import WorkerError
-from bench.records import Block, Scalar, Stages, Timing
+from bench.records import FOREIGN_LIMIT, Block, Scalar, Stages, Timing
 from bench.saturate import IN_FLIGHT
 
 #: In the order of a worker's answer.
@@ -82,6 +82,7 @@ def saturate_together(
     findings: Mapping[str, Findings],
     limits: Limits,
     on_block: Callable[[Member, Block], None],
+    seed: int = 0,
 ) -> float:
     """Measure saturated throughput of *members*, in turns, into their *findings* by case key.
 
@@ -103,7 +104,8 @@ def saturate_together(
             member.failure = member.worker.ask("saturate", compared_images(member.case))
         except WorkerError as error:
             member.failure = str(error)
-    measure_group([member for member in doubled if not member.failure], [], limits, on_block, on_done=ignore)
+    ready = [member for member in doubled if not member.failure]
+    measure_group(ready, [], limits, on_block, on_done=ignore, seed=seed)
     for member in doubled:
         known = findings[member.case.key]
         if not member.failure:

@@ -24,6 +24,8 @@ OPSET = 22
 EXPORT_VERSION = 1
 #: Packages that have a hand in an exported file.
 MAKERS = ("torch", "timm", "onnx", "onnxscript")
+#: Name of the dimension of an ONNX file that stays open.
+BATCH = "batch"
 #: By file, whether it was there when this process last asked for it.
 _FOUND: dict[Path, bool] = {}
 
@@ -174,7 +176,7 @@ def _write_onnx(network: LensNetwork, path: Path) -> None:
             (torch.rand(example_shape(network)),),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim(BATCH)},),
             input_names=["images"],
             output_names=["outputs"],
             external_data=False,

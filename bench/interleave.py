@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.device_state import Reading, state_between
-from bench.measure import FOREIGN_LIMIT, LoadMeter, stopwatch
+from bench.measure import CHANCE_TICKS, TICK_S, LoadMeter, stopwatch
 from bench.process import Worker, WorkerError
 from bench.quiet import review, slow_rounds
-from bench.records import FOREIGN_LOAD, Block, Case, Timing
+from bench.records import FOREIGN_LIMIT, FOREIGN_LOAD, Block, Case, Timing
 from bench.statistic import half_width
 
 #: Accepted blocks after which the interval is looked at; looking after every block would stop
@@ -165,7 +165,7 @@ def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None
     samples = member.worker.ask("block", patience_s=BLOCK_PATIENCE_S)
     wall_s, load = elapsed(), meter.read()
     # Where the system does not tell the load (NaN), the block counts.
-    cause = FOREIGN_LOAD if load > FOREIGN_LIMIT else ""
+    cause = FOREIGN_LOAD if load > block_limit(wall_s, member.case.threads) else ""
     block = Block(
         samples_s=samples,
         foreign_load=load,
@@ -178,6 +178,17 @@ def _measure(member: Member, turn: int, on_block: Callable[[Member, Block], None
     member.blocks.append(block)
     member.walls_s.append(wall_s)
     on_block(member, block)
+
+
+def block_limit(wall_s: float, threads: int) -> float:
+    """Return the foreign load above which a block of that length is rejected.
+
+    The system counts in ticks, of which a few are on the wrong side of a short block by chance; a row whose blocks
+    are over `FOREIGN_LIMIT` on average is judged by that (`statistic.judge`).
+    """
+    chance_s = CHANCE_TICKS * TICK_S
+    # Never more than twice the limit.
+    return FOREIGN_LIMIT + chance_s / max(wall_s * threads, chance_s / FOREIGN_LIMIT)
 
 
 def _read_device(member: Member) -> Reading | None:

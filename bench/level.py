@@ -42,7 +42,7 @@ class Level:
 
     Attributes:
         run: Name of its folder.
-        begun_at: When its first case was recorded: another run may have a folder of the same name.
+        begun_at: When it was begun: another run may have a folder of the same name.
         fingerprint: Of the machine, its device and the threads.
         torch: Version of what runs the anchor.
         level_s: That time [s].
@@ -91,14 +91,16 @@ def recall(path: Path, environment: Environment) -> dict[str, float]:
     }
 
 
-def remember(path: Path, environment: Environment, records: Iterable[RunRecord], recorded_at: str) -> None:
-    """Append to the file *path* how fast the anchors were among *records*, of one run, made in *environment*."""
+def remember(
+    path: Path, environment: Environment, records: Iterable[RunRecord], recorded_at: str, *, begun_at: str
+) -> None:
+    """Append to the file *path* how fast the anchors were among *records*, of the run that *begun_at* began."""
     path.parent.mkdir(parents=True, exist_ok=True)
     known = list(records)
     for name, level_s in run_levels(known).items():
         line = Level(
             run=known[0].run,
-            begun_at=min(record.recorded_at for record in known),
+            begun_at=begun_at,
             recorded_at=recorded_at,
             fingerprint=environment.fingerprint,
             torch=environment.versions.get("torch", ""),

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Share of the threads in use that other processes may keep busy before a block is rejected.
-FOREIGN_LIMIT = 0.08
+#: The unit in which the system counts foreign load [s], and how many of it a block may show beyond its limit.
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+CHANCE_TICKS = 2
 #: Sessions with slower calls than this have blocks of one call: what a 2-core machine needs for a
 #: large network at a large batch.
 LONG_CALL_S = 0.4
@@ -201,7 +202,7 @@ class Clock:
 
 
 class LoadMeter:
-    """Busy time of everyone else on this machine, from ``/proc/stat`` less our own processes.
+    """Busy time of everyone else on the processors that we may use, from ``/proc/stat`` less our own processes.
 
     Time that the hypervisor gave to others (steal) counts as theirs.
 
@@ -213,6 +214,9 @@ class LoadMeter:
     def __init__(self, pids: Iterable[int], threads: int) -> None:
         self._ours = [psutil.Process(pid) for pid in (os.getpid(), *pids) if psutil.pid_exists(pid)]
         self._threads = threads
+        # Where we may not run, nobody takes anything from us but shared memory and caches, which is no load.
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+        self._processors = [f"cpu{number}" for number in allowed]
         self.start()
 
     def start(self) -> None:
@@ -228,11 +232,12 @@ class LoadMeter:
     def _foreign_s(self) -> float:
         if not Path("/proc/stat").exists():
             return float("nan")
-        fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
-        ticks = [int(field) for field in fields]
+        lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
+        ticks = {name: list(map(int, fields)) for name, *fields in lines if name.startswith("cpu")}
+        ours = [ticks[name] for name in self._processors if name in ticks] or [ticks["cpu"]]
         # user nice system idle iowait irq softirq steal (proc(5)); guest time is part of user.
-        busy = sum(ticks[:3]) + sum(ticks[5:8])
-        return busy / os.sysconf("SC_CLK_TCK") - sum(map(_cpu_s, self._ours))
+        busy = sum(sum(fields[:3]) + sum(fields[5:8]) for fields in ours)
+        return TICK_S * busy - sum(map(_cpu_s, self._ours))
 
 
 def _is_steady(before_mhz: int | None, now_mhz: int | None) -> bool:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from bench.backends.base import LocalSession, new_streams
+from bench.export import BATCH
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def build_session(
         options.optimized_model_filepath = str(optimized)
     if case.device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # With the batch fixed, what computes shapes is folded away; ONNX Runtime would put it on the CPU.
+        options.add_free_dimension_override_by_name(BATCH, case.batch_size)
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     # get_available_providers() lists CUDA on a machine without a GPU; only the session tells.
     wanted = provider[0] if isinstance(provider, tuple) else provider
@@ -212,7 +215,9 @@ class CudaSession(LocalSession):
         binding, outputs = self._bindings[slot], self._outputs[slot]
         self._streams[slot].wait_stream(torch.cuda.current_stream())
         if self._own_graph:
-            place = self._images.setdefault(slot, torch.empty_like(images))
+            if slot not in self._images:
+                self._images[slot] = torch.empty_like(images)
+            place = self._images[slot]
             with torch.cuda.stream(self._streams[slot]):
                 images = place.copy_(images, non_blocking=True)
         binding.bind_input("images", "cuda", 0, numpy.float32, tuple(images.shape), images.data_ptr())

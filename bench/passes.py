@@ -28,7 +28,9 @@ def measure_passes(
     """Measure *members* as `measure_group` does, in *processes* processes each, and return them.
 
     The limits are divided among the processes, and so is the time between them: while one set of
-    processes is measured, the next is not there yet. A member whose process fails at any time has failed.
+    processes is measured, the next is not there yet. What other work has spoilt is made up for at the end, in the
+    last process, or in another one in place of one that has lost everything, as long as a case has not taken twice
+    what it may. A member whose process fails at any time has failed.
 
     Args:
         members: Cases of one task and batch size, their sessions open.
@@ -38,39 +40,85 @@ def measure_passes(
         reopen: Returns the member of a case with a new process, the second being number 1, its session open, or with
             its `failure`.
         on_block: As of `measure_group`.
-        on_done: As of `measure_group`; told of each member once, in its last process.
+        on_done: Told of each member once: of one that failed at once, of the others in the end, in their last process.
         seed: Of the random order within rounds; each process has another one, which *seed* + its number gives.
     """
-    share = share_limits(limits, processes)
     since = [len(anchor.blocks) for anchor in anchors]
-    earlier = {member.case.key: member for member in members}
-    for number in range(processes):
-        if number:
-            members = [reopen(member, number) for member in earlier.values() if not member.failure]
+    known = {member.case.key: member for member in members}
+
+    def finish(member: Member) -> None:
+        begun = known[member.case.key]
+        if member is not begun:
+            join(begun, member)
+        known[member.case.key] = member
+        if member.failure:
+            on_done(member)
+
+    def measure(some: Sequence[Member], limits: Limits, turn: int) -> None:
         # Behind whatever anybody has measured: a round of the group has one number.
-        taken = [block.round for member in earlier.values() for block in member.blocks]
+        taken = [block.round for member in known.values() for block in member.blocks]
         taken += [block.round for anchor, first in zip(anchors, since, strict=True) for block in anchor.blocks[first:]]
-        for member in members:
-            member.process = number
+        for member in some:
             member.first_round = 1 + max(taken, default=0)
+            if member.failure:
+                finish(member)
+        able = [member for member in some if not member.failure]
+        measure_group(able, anchors, limits, on_block, finish, seed=seed + turn)
+        # By all that the anchors have told of their quiet level: early rounds were judged by little.
+        slow = slow_rounds_of(anchors, since)
+        for member in known.values():
+            member.blocks = review(member.blocks, slow)
 
-        def finish(member: Member, is_last: bool = number == processes - 1) -> None:
-            if member.process:
-                join(earlier[member.case.key], member)
-            earlier[member.case.key] = member
-            if is_last or member.failure:
-                on_done(member)
+    def open_again(member: Member, process: int) -> Member:
+        opened = reopen(member, process)
+        opened.process = process
+        return opened
 
-        failed = [member for member in members if member.failure]
-        for member in failed:
-            finish(member)
-        able = [member for member in members if not member.failure]
-        measure_group(able, anchors, share, on_block, finish, seed=seed + number)
-    # By all that the anchors have told of their quiet level: early rounds were judged by little.
-    slow = slow_rounds_of(anchors, since)
-    for member in earlier.values():
-        member.blocks = review(member.blocks, slow)
-    return list(earlier.values())
+    share = share_limits(limits, processes)
+    measure(members, share, 0)
+    for number in range(1, processes):
+        measure([open_again(member, number) for member in known.values() if not member.failure], share, number)
+    for turn in range(processes, 2 * processes):
+        short = [member for member in known.values() if not member.failure and is_short(member, limits)]
+        if not short:
+            break
+        wanted = [max(limits.blocks - len(accepted(one)), share.blocks if lost_processes(one) else 0) for one in short]
+        few = min(max(wanted), share.most_blocks)
+        again = [
+            open_again(member, lost[0]) if (lost := lost_processes(member)) else continued(member) for member in short
+        ]
+        measure(again, replace(share, blocks=few, most_blocks=few, samples=0), turn)
+    for member in known.values():
+        if not member.failure:
+            on_done(member)
+    return list(known.values())
+
+
+def is_short(member: Member, limits: Limits) -> bool:
+    """Return whether other work has spoilt so much of *member* that it wants more, and it may take more.
+
+    Rounds of a process that has ended may be rejected once the anchors have told more.
+    """
+    if len(accepted(member)) == len(member.blocks):
+        return False
+    spent_s = sum(sum(block.samples_s) for block in member.blocks)
+    spent = len(member.blocks) >= 2 * limits.most_blocks or spent_s >= 2 * limits.case_s
+    return not spent and (len(accepted(member)) < limits.blocks or bool(lost_processes(member)))
+
+
+def accepted(member: Member) -> list[Block]:
+    """Return the blocks of *member* that count."""
+    return [block for block in member.blocks if block.accepted]
+
+
+def lost_processes(member: Member) -> list[int]:
+    """Return the processes of *member* none of whose blocks counts: without them its interval would be too narrow."""
+    return sorted({block.process for block in member.blocks} - {block.process for block in accepted(member)})
+
+
+def continued(member: Member) -> Member:
+    """Return *member* with nothing measured yet, in the process that it has."""
+    return Member(case=member.case, worker=member.worker, process=member.process, experiment=member.experiment)
 
 
 def share_limits(limits: Limits, processes: int) -> Limits:

@@ -63,8 +63,9 @@ class Recorder:
         *,
         timing: Timing | None,
         flop_per_image: float | None,
+        earlier: RunRecord | None = None,
     ) -> None:
-        """Record *case*, which was measured, or, without a *timing*, only checked."""
+        """Record *case*, which was measured, or, without a *timing*, only checked; *earlier* is what this replaces."""
         evidence = findings.evidence
         record = replace(
             self.blank(case),
@@ -72,7 +73,9 @@ class Recorder:
             reason="; ".join([*([str(evidence["fallback"])] if evidence.get("fallback") else []), *findings.remarks]),
             validity=judge(timing, evidence, case.precision) if timing else "",
             measurement=replace(
-                crew.measurement(evidence, findings.input_digest, findings.largest),
+                crew.measurement(
+                    evidence, findings.input_digest, findings.largest, earlier.measurement if earlier else None
+                ),
                 energy=findings.energy,
                 flop_per_image=flop_per_image,
                 roof_flop_s=read_ceilings(self._folder.facts()).matmul_flop_s.get(case.precision),

@@ -16,6 +16,8 @@ READ_SCHEMAS = frozenset({1, SCHEMA})
 Status = Literal["ok", "skipped", "failed"]
 #: Why a block does not count: other people's processes were busy, or the anchor was slow in its round.
 FOREIGN_LOAD, ANCHOR = "foreign_load", "anchor"
+#: Share of the threads in use that other processes may keep busy meanwhile.
+FOREIGN_LIMIT = 0.08
 Validity = Literal["valid", "unstable", "throttled", "contended", "fallback", "undersampled", ""]
 Scalar = str | int | float | bool | None
 #: The variant that departs in nothing.

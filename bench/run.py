@@ -193,7 +193,8 @@ def measure_sweep(sweep: Sweep, options: argparse.Namespace, argv: Sequence[str]
                 sweep.cases, lambda records: plan_scenarios(records, sweep.scenarios, effort, p99_s)
             )
         folder.note({"finished_at": utc_now(), "anchors": anchor_medians(out)})
-        remember(CACHE / LEVELS, environment, folder.finished().values(), utc_now())
+        begun_at = str(folder.facts().get("started_at", ""))
+        remember(CACHE / LEVELS, environment, folder.finished().values(), utc_now(), begun_at=begun_at)
         with timetable.spend("report"):
             write_report(out)
         spent_s = add_up(folder.breakdown_s() if options.resume else {}, timetable.spent_s())
@@ -236,6 +237,8 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError("--verify times nothing, and --scenarios needs the times; leave one of them out")
     if options.retry_contended and not options.resume:
         raise ValueError("--retry-contended needs --resume: it is of a run that was measured")
+    if options.retry_contended and options.verify:
+        raise ValueError("--verify times nothing, and --retry-contended measures anew; leave one of them out")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to complete")
     resolve_builds(options.builds, options.processes or preset.processes, preset.builds)

@@ -137,8 +137,8 @@ class RunFolder:
         """Return the records of an earlier attempt by case key; a failed case is tried again."""
         if not self.records_file.exists():
             return {}
-        records = read_lines(self.records_file, RunRecord)
-        return {record.case.key: record for record in records if record.status != "failed"}
+        latest = {record.case.key: record for record in read_lines(self.records_file, RunRecord)}
+        return {key: record for key, record in latest.items() if record.status != "failed"}
 
     def outputs_file(self, worker_key: str) -> Path:
         """Return the file of a worker's outputs on the test split."""

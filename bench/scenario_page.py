@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import cell
-from bench.measure import FOREIGN_LIMIT
 from bench.page import markdown_table
+from bench.records import FOREIGN_LIMIT
 from bench.scenario import SCENARIOS
 from bench.scenario_record import ScenarioRecord
 from bench.sheet import CASE_COLUMNS, write_csv

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from bench.records import Block, Scalar, Timing, Validity
+from bench.records import FOREIGN_LIMIT, Block, Scalar, Timing, Validity
 
 CONFIDENCE = 0.95
 UNSTABLE_HALF_WIDTH = 0.05
@@ -163,7 +163,8 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
     """Return how far the timing of a case can be trusted: the first of these that holds.
 
     ``fallback``: the runtime did something else than the case says. ``contended``: too few blocks
-    were accepted, or none of one process, because other people's work disturbed some.
+    were accepted, or none of one process, because other people's work disturbed some; or the accepted ones
+    had more than `FOREIGN_LIMIT` of it on average.
     ``undersampled``: too few, without that excuse. ``throttled``: power or heat slowed the GPU in
     more than a quarter of the counted blocks, which may have made it unstable too. ``unstable``: the
     warm-up never settled, or the interval is wider than +-5 %.
@@ -180,12 +181,21 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
     is_partial = {block.process for block in timing.blocks} != {block.process for block in counted_blocks(timing)}
     if accepted < timing.required_blocks or is_partial:
         return "contended" if accepted < len(timing.blocks) else "undersampled"
+    if mean_foreign_load(timing) > FOREIGN_LIMIT:
+        return "contended"
     if slowed_share(timing) > MOST_SLOWED:
         return "throttled"
     # Written so that NaN, an interval that does not exist, is unstable too.
     if not (timing.settled and half_width(timing) <= UNSTABLE_HALF_WIDTH):
         return "unstable"
     return "valid"
+
+
+def mean_foreign_load(timing: Timing) -> float:
+    """Return the foreign load over all counted blocks; 0 where nothing tells."""
+    blocks = [block for block in counted_blocks(timing) if not math.isnan(block.foreign_load)]
+    weights = [sum(block.samples_s) for block in blocks]
+    return float(np.average([block.foreign_load for block in blocks], weights=weights)) if sum(weights) else 0.0
 
 
 def slowed_share(timing: Timing) -> float:

@@ -53,7 +53,9 @@ def _gain(row: Row, report: Report) -> str:
         return cell.NOTHING
     if ours.group and ours.group == theirs.group:
         gain = latency_ratio(theirs, ours)
-        return f"{gain.point:.2f} ({gain.low:.2f} to {gain.high:.2f})"
+        # NaN where no two of their blocks count in one round.
+        if not math.isnan(gain.low):
+            return f"{gain.point:.2f} ({gain.low:.2f} to {gain.high:.2f})"
     return f"~{plain.cost['latency_p50_s'] / row.cost['latency_p50_s']:.2f}"
 
 

@@ -7,9 +7,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import onnx
+import onnxruntime
+import pytest
 import torch
 
-from bench.export import cached_file, network_digest, onnx_file, torchscript_file, was_cached
+from bench.export import BATCH, cached_file, network_digest, onnx_file, torchscript_file, was_cached
 from lensing_models.network import LensNetwork
 from tests.bench.test_qdq_graph import small_network
 
@@ -90,6 +92,30 @@ def test_the_batch_is_dynamic_and_the_rest_is_not(build: Build, workdir: Path) -
 
     assert batch.dim_param
     assert [side.dim_value for side in rest] == [1, 150, 150]
+
+
+@pytest.mark.parametrize(
+    ("network", "task", "precision"),
+    [
+        ("mobilenetv3_small", "substructure", "fp16"),
+        ("resnet34", "galaxy_morphology", "fp32"),  # is resized
+        ("resnet34", "galaxy_morphology", "fp16"),
+    ],
+)
+def test_nothing_computes_a_shape_once_the_batch_is_fixed(
+    build: Build, workdir: Path, tmp_path: Path, network: str, task: str, precision: str
+) -> None:
+    """On CUDA ONNX Runtime would put that on the CPU, which a session there forbids."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "fixed.onnx")
+    options.add_free_dimension_override_by_name(BATCH, 4)
+
+    onnxruntime.InferenceSession(str(onnx_file(build(network, task), workdir, precision)), options)
+
+    left = {node.op_type for node in onnx.load(str(tmp_path / "fixed.onnx")).graph.node}
+    assert "Conv" in left
+    assert not left & {"Shape", "Concat", "Squeeze", "Unsqueeze", "Gather", "Slice"}
 
 
 def test_forbidden_tf32_does_not_break_the_export(build: Build, tmp_path: Path, forbidden_tf32: None) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from bench.device_state import Reading
-from bench.interleave import Limits, Member, measure_group, why_stop
+from bench.interleave import Limits, Member, block_limit, measure_group, why_stop
+from bench.measure import TICK_S
 from bench.process import WorkerError
 from bench.quiet import slow_rounds
-from bench.records import ANCHOR, FOREIGN_LOAD, Block, Timing
+from bench.records import ANCHOR, FOREIGN_LIMIT, FOREIGN_LOAD, Block, Timing
 from bench.statistic import FEWEST_SAMPLES, judge, latency_p50
 from lensing_models.preset import PRESETS
 from tests.bench.conftest import make_case
@@ -347,6 +348,12 @@ def test_each_anchor_judges_by_itself() -> None:
     measure_group([case], [steady, moved], LIMITS, lambda member, block: None, lambda member: None)
 
     assert {block.round for block in case.blocks if block.rejected_for == ANCHOR} == {3, 9}
+
+
+def test_a_short_block_may_show_two_ticks_by_chance_and_a_long_one_no_share_of_it() -> None:
+    assert block_limit(0.2, 2) == pytest.approx(FOREIGN_LIMIT + 2 * TICK_S / 0.4)
+    assert block_limit(100.0, 2) == pytest.approx(FOREIGN_LIMIT, abs=2e-4)
+    assert block_limit(0.001, 1) == 2 * FOREIGN_LIMIT
 
 
 def test_foreign_load_is_a_cause_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

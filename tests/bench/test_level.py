@@ -113,7 +113,7 @@ def test_the_estimate_is_a_mean_of_logarithms_with_a_one_sided_interval() -> Non
 def test_levels_are_remembered_for_the_same_machine_and_torch(tmp_path: Path) -> None:
     path = tmp_path / "cache" / LEVELS
     for number, time_s in enumerate((0.010, 0.011, 0.013)):
-        remember(path, HERE, [met("eager", run=str(number), resnet18=time_s)], "2026-01-01")
+        remember(path, HERE, [met("eager", run=str(number), resnet18=time_s)], "2026-01-01", begun_at="")
 
     assert recall(path, HERE) == {"resnet18": 0.011}
     assert recall(path, dataclasses.replace(HERE, fingerprint="g")) == {}
@@ -127,32 +127,31 @@ def test_two_runs_tell_a_gross_slowdown_only_and_a_resumed_one_is_one(
 ) -> None:
     path = tmp_path / LEVELS
     # The slower one: of two, the faster run counts.
-    remember(path, HERE, [met("eager", run="a", resnet18=0.014)], "2026-01-01")
+    remember(path, HERE, [met("eager", run="a", resnet18=0.014)], "2026-01-01", begun_at="")
     for run in ("b", "b", "b"):
-        remember(path, HERE, [met("eager", run=run, resnet18=0.010)], "2026-01-01")
+        remember(path, HERE, [met("eager", run=run, resnet18=0.010)], "2026-01-01", begun_at="")
 
     # A run that was slow from beginning to end.
     assert validities(met("eager", resnet18=time_s), **recall(path, HERE)) == [validity]
 
-    remember(path, HERE, [met("eager", run="c", resnet18=0.010)], "2026-01-01")
+    remember(path, HERE, [met("eager", run="c", resnet18=0.010)], "2026-01-01", begun_at="")
     assert validities(met("eager", resnet18=0.0104), **recall(path, HERE)) == ["contended"]
 
 
 def test_runs_of_one_name_are_several_where_they_began_at_other_times(tmp_path: Path) -> None:
     path = tmp_path / LEVELS
     for begun_at in ("10:00", "11:00", "12:00"):
-        rows = [dataclasses.replace(met("eager", resnet18=0.010), recorded_at=begun_at)]
-        remember(path, HERE, rows, "2026-01-01")
+        rows = [met("eager", resnet18=0.010)]
+        remember(path, HERE, rows, "2026-01-01", begun_at=begun_at)
         # Resumed, with a case more.
-        later = dataclasses.replace(met("onnx", resnet18=0.010), recorded_at=f"{begun_at}:30")
-        remember(path, HERE, [*rows, later], "2026-01-01")
+        remember(path, HERE, [*rows, met("onnx", resnet18=0.010)], "2026-01-01", begun_at=begun_at)
         assert (recall(path, HERE)["resnet18"] > 0.010) == (begun_at != "12:00")
 
 
 def test_a_machine_that_has_become_slower_for_good_is_accepted_in_the_end(tmp_path: Path) -> None:
     path = tmp_path / LEVELS
     for number, time_s in enumerate((*[0.010] * REMEMBERED, *[0.012] * REMEMBERED)):
-        remember(path, HERE, [met("eager", run=str(number), resnet18=time_s)], "2026-01-01")
+        remember(path, HERE, [met("eager", run=str(number), resnet18=time_s)], "2026-01-01", begun_at="")
         if number == REMEMBERED:
             assert recall(path, HERE) == {"resnet18": pytest.approx(0.010)}
 
@@ -162,7 +161,7 @@ def test_a_machine_that_has_become_slower_for_good_is_accepted_in_the_end(tmp_pa
 def test_a_damaged_line_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / LEVELS
     for run in "abc":
-        remember(path, HERE, [met("eager", run=run, resnet18=0.010)], "2026-01-01")
+        remember(path, HERE, [met("eager", run=run, resnet18=0.010)], "2026-01-01", begun_at="")
         with path.open("a", encoding="utf-8") as stream:
             stream.write('{"run": "to\n')
 

@@ -181,6 +181,28 @@ def test_a_busy_stranger_is_seen_and_a_busy_worker_is_not() -> None:
     assert after > before
 
 
+@pytest.mark.parametrize(("allowed", "load"), [({0}, 0.0), ({0, 1}, 0.8), ({7}, 0.8)])
+def test_the_load_is_that_of_the_processors_that_we_may_use(
+    monkeypatch: pytest.MonkeyPatch, allowed: set[int], load: float
+) -> None:
+    """The last is of a system that does not tell of the one that we may use."""
+    busy = iter([100, 180])  # ticks of the second one
+
+    def read_text(path: Path, encoding: str) -> str:
+        ticks = next(busy)
+        return f"cpu {ticks} 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 {ticks} 0 0 0 0 0 0 0 0 0\nintr 7\n"
+
+    seconds = iter([0.0, 1.0])
+    monkeypatch.setattr("bench.measure.os.sched_getaffinity", lambda pid: allowed)
+    monkeypatch.setattr("bench.measure._cpu_s", lambda process: 0.0)
+    monkeypatch.setattr("bench.measure.time.perf_counter", lambda: next(seconds))
+    monkeypatch.setattr("bench.measure.TICK_S", 0.01)
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", read_text)
+
+    assert LoadMeter([], threads=1).read() == pytest.approx(load)
+
+
 def test_the_load_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "exists", lambda self: False)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -51,7 +51,7 @@ def in_processes(backend: str, *samples_s: float) -> list[Member]:
 
 
 def measure(
-    *cases: list[Member], anchor: Member | None = None, limits: Limits = LIMITS
+    *cases: list[Member], anchor: Member | None = None, limits: Limits = LIMITS, processes: int = 0
 ) -> tuple[list[Member], list[Member], list[Block]]:
     """Return what became of *cases*, whom the caller was told of, and every block as it was told."""
     waiting = {members[0].case.key: members[1:] for members in cases}
@@ -61,7 +61,7 @@ def measure(
         [members[0] for members in cases],
         [anchor] if anchor else [],
         limits,
-        len(cases[0]),
+        processes or len(cases[0]),
         reopen=lambda member, process: waiting[member.case.key].pop(0),
         on_block=lambda member, block: blocks.append(block) if member is not anchor else None,
         on_done=done.append,
@@ -120,6 +120,38 @@ def test_rounds_of_the_first_process_are_judged_by_what_the_anchor_told_later() 
 
     assert [block.round for block in member.blocks if not block.accepted] == [1, 2]
     assert {block.rejected_for for block in member.blocks if not block.accepted} == {"anchor"}
+
+
+def test_what_was_rejected_afterwards_is_made_up_for_in_the_last_process() -> None:
+    anchor = Member(case=make_case(variant="anchor"), worker=Slowing([0.02, 0.02, *[0.01] * 20]))  # type: ignore[arg-type]
+    limits = replace(LIMITS, most_blocks=8)
+
+    (member,), done, _ = measure(in_processes("a", 0.1, 0.1), anchor=anchor, limits=limits)
+
+    assert [block.process for block in member.blocks] == [0] * 4 + [1] * 6
+    assert [block.round for block in member.blocks] == list(range(1, 11))
+    assert sum(block.accepted for block in member.blocks) == 8
+    assert judge(member.timing(limits), {}, "fp32") == "valid"
+    assert done == [member]
+
+
+def test_a_process_that_lost_everything_is_replaced() -> None:
+    anchor = Member(case=make_case(variant="anchor"), worker=Slowing([0.02] * 4 + [0.01] * 20))  # type: ignore[arg-type]
+
+    (member,), _, _ = measure(in_processes("a", 0.1, 0.1, 0.1, 0.1), anchor=anchor, processes=3)
+
+    assert [block.process for block in member.blocks if block.accepted] == [1] * 4 + [2] * 4 + [0] * 3
+    assert judge(member.timing(LIMITS), {}, "fp32") == "valid"
+
+
+def test_other_work_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Quiet, "read", lambda self: 0.5)
+
+    (member,), done, _ = measure(in_processes("a", 0.1, 0.1, 0.1))
+
+    assert len(member.blocks) == 2 * LIMITS.most_blocks
+    assert judge(member.timing(LIMITS), {}, "fp32") == "contended"
+    assert done == [member]
 
 
 def test_a_round_has_one_number_where_the_case_that_had_most_has_died() -> None:

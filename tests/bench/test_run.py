@@ -493,6 +493,7 @@ def test_under_foreign_load_a_run_ends_and_says_so(bench: Bench) -> None:
         (("--scenarios", "all", "--verify"), "leave one of them out"),
         (("--resume",), "nothing to resume"),
         (("--retry-contended",), "needs --resume"),
+        (("--retry-contended", "--resume", "--verify"), "--retry-contended measures anew"),
         (("--out", "/dev/null/run"), "cannot write to --out"),
         (("--data", "nowhere"), "manifest.json"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,14 @@ def test_a_torn_line_is_removed_and_its_case_is_not_finished(tmp_path: Path) -> 
 def test_a_failed_case_is_tried_again(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", resume=False) as folder:
         folder.record(record(status="failed", reason="a crash"))
+
+        assert folder.finished() == {}
+
+
+def test_a_retry_that_failed_is_tried_again(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", resume=False) as folder:
+        folder.record(record())
+        folder.record(dataclasses.replace(record(), status="failed", reason="the process died"))
 
         assert folder.finished() == {}
 

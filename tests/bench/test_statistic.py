@@ -319,6 +319,14 @@ def test_enough_blocks_beside_rejected_ones_is_valid() -> None:
     assert judge(timing, EVIDENCE, "fp32") == "valid"
 
 
+@pytest.mark.parametrize(("load", "validity"), [(0.07, "valid"), (0.09, "contended"), (math.nan, "valid")])
+def test_blocks_that_had_too_much_foreign_load_on_average_are_contended(load: float, validity: str) -> None:
+    timing = steady_timing(required_blocks=4)
+    blocks = tuple(dataclasses.replace(block, foreign_load=load) for block in timing.blocks)
+
+    assert judge(dataclasses.replace(timing, blocks=blocks), EVIDENCE, "fp32") == validity
+
+
 def test_too_few_blocks_with_none_rejected_is_undersampled() -> None:
     assert judge(steady_timing(required_blocks=5), EVIDENCE, "fp32") == "undersampled"
 

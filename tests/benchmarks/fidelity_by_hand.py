@@ -31,11 +31,11 @@ from scipy.special import stdtrit
 
 from bench.inputs import INPUT_BUFFERS
 from bench.job import Job, load_test_images
-from bench.measure import FOREIGN_LIMIT, BlockPlan, LoadMeter
+from bench.measure import BlockPlan, LoadMeter
 from bench.parity import AGREEMENT, TOLERANCE, Outputs, compare
 from bench.plan import resolve_threads
 from bench.process import Worker
-from bench.records import Case
+from bench.records import FOREIGN_LIMIT, Case
 from lensing_models.checkpoint import checkpoint_path
 from lensing_models.command_line import Parser, run_main
 from lensing_models.data.find import find_store

@@ -23,9 +23,9 @@ import torch
 from bench.arrival import LIBRARY_IMAGES, Arrivals, read_metrics
 from bench.backends.eager import BACKEND
 from bench.loadgen import run_test
-from bench.measure import FOREIGN_LIMIT, BlockPlan, Clock, LoadMeter
+from bench.measure import BlockPlan, Clock, LoadMeter
 from bench.plan import resolve_threads
-from bench.records import Case
+from bench.records import FOREIGN_LIMIT, Case
 from bench.scenario import EXPECTED
 from bench.statistic import FEWEST_SAMPLES
 from lensing_models.command_line import Parser, run_main

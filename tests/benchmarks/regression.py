@@ -28,9 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.environment import describe_environment
-from bench.measure import FOREIGN_LIMIT
 from bench.plan import resolve_threads
-from bench.records import Environment
+from bench.records import FOREIGN_LIMIT, Environment
 from bench.run import resolve_device
 from lensing_models.command_line import Parser, run_main
 from tests.benchmarks import PLANT, THREADS
