@@ -83,6 +83,10 @@ class GraphSession:
             place.graph.replay()
         return place.outputs
 
+    def stream_of(self, slot: int) -> torch.cuda.Stream:
+        """Return the stream on which the slot's graph is replayed."""
+        return self._slots[slot].stream
+
     def synchronize(self, slot: int | None = None) -> None:
         """Wait for the streams of all slots, or for that of *slot*."""
         for place in self._slots if slot is None else [self._slots[slot]]:

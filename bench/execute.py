@@ -13,7 +13,7 @@ from bench.anchor import Anchors
 from bench.backends import known_backends
 from bench.crew import Crew, score_together
 from bench.energy import ask_energy
-from bench.experiment import Findings, gather, saturate_together, time_end_to_end
+from bench.experiment import Findings, gather, saturate_together, time_end_to_end, time_gpu
 from bench.interleave import Member
 from bench.job import Job
 from bench.knob import TUNED, Settings, untuned
@@ -264,6 +264,7 @@ class Execution:
             return
         if self._sizes.timed:
             time_end_to_end(member, findings, self._sizes.extras)
+            time_gpu(member, findings, self._sizes.extras)
             findings.energy = ask_energy(member.worker, member.case, self._sizes.energy_s)
         found[member.case.key] = findings
 

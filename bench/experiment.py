@@ -46,6 +46,7 @@ class Findings:
     evidence: dict[str, Scalar]
     input_digest: str
     end_to_end: Stages | None = None
+    gpu_samples_s: tuple[float, ...] = ()
     energy: Energy | None = None
     throughput_timing: Timing | None = None
     largest: Largest | None = None
@@ -75,6 +76,17 @@ def time_end_to_end(member: Member, findings: Findings, extras: Extras) -> None:
     load = meter.read()
     samples = dict(zip(STAGES, columns, strict=True))
     findings.end_to_end = Stages(**samples, foreign_load=load, accepted=not load > FOREIGN_LIMIT)
+
+
+def time_gpu(member: Member, findings: Findings, extras: Extras) -> None:
+    """Time what the GPU takes for a request of *member*'s open session into *findings*; nothing on a CPU."""
+    if member.case.device != "cuda":
+        return
+    calls, most_s = extras.end_to_end_calls, extras.end_to_end_s
+    try:
+        findings.gpu_samples_s = member.worker.ask("gpu_times", calls, most_s, patience_s=BLOCK_PATIENCE_S)
+    except WorkerError as error:
+        findings.remarks.append(f"time of the GPU: {error}")
 
 
 def saturate_together(

@@ -60,6 +60,10 @@ def _known(name: str) -> Callable[[RunRecord], float | None]:
     return lambda record: None if record.measurement is None else getattr(record.measurement, name)
 
 
+def _gpu(record: RunRecord) -> float | None:
+    return None if record.measurement is None else statistic.median(record.measurement.gpu_samples_s)
+
+
 def _peak_memory(record: RunRecord) -> float | None:
     if record.measurement is None:
         return None
@@ -145,6 +149,7 @@ COST_METRICS: tuple[CostMetric, ...] = (
     CostMetric(name="end_to_end_copy_in_s", unit="s", better="lower", compute=_stage("copy_in_s")),
     CostMetric(name="end_to_end_compute_s", unit="s", better="lower", compute=_stage("compute_s")),
     CostMetric(name="end_to_end_copy_out_s", unit="s", better="lower", compute=_stage("copy_out_s")),
+    CostMetric(name="gpu_p50_s", unit="s", better="lower", compute=_gpu),
     CostMetric(name="load_s", unit="s", better="lower", compute=_known("load_s")),
     CostMetric(name="first_inference_s", unit="s", better="lower", compute=_known("first_inference_s")),
     CostMetric(name="peak_memory_bytes", unit="B", better="lower", compute=_peak_memory),

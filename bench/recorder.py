@@ -76,6 +76,7 @@ class Recorder:
                 crew.measurement(
                     evidence, findings.input_digest, findings.largest, earlier.measurement if earlier else None
                 ),
+                gpu_samples_s=findings.gpu_samples_s,
                 energy=findings.energy,
                 flop_per_image=flop_per_image,
                 roof_flop_s=read_ceilings(self._folder.facts()).matmul_flop_s.get(case.precision),

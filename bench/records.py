@@ -164,6 +164,7 @@ class Measurement:
         peak_device_source: Where that was read.
         largest_batch: Largest batch that ran, of those tried by doubling; None where it was not asked for.
         largest_batch_end: Why the next one did not run.
+        gpu_samples_s: Time of the GPU for one request after the other [s]; empty on a CPU, and where it is not told.
         energy: Energy of a window of calls.
         flop_per_image: Floating-point operations of the network for one image, a multiply-add being two.
         roof_flop_s: The arithmetic ceiling at the case's precision [FLOP/s], from the same run.
@@ -182,6 +183,7 @@ class Measurement:
     peak_device_source: str = ""
     largest_batch: int | None = None
     largest_batch_end: str = ""
+    gpu_samples_s: tuple[float, ...] = ()
     energy: Energy | None = None
     flop_per_image: float | None = None
     roof_flop_s: float | None = None

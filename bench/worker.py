@@ -104,6 +104,12 @@ class Bench:
         batches = [store.stored(test[rows.numpy()]) for rows in self._inputs().rows()]
         return time_stages(self._open_session(), store, batches, self._case.device, calls=calls, most_s=most_s)
 
+    def gpu_times(self, calls: int, most_s: float) -> tuple[float, ...]:
+        """Return the time of the GPU for single requests [s]; see `bench.gpu_time.time_on_gpu`."""
+        from bench.gpu_time import time_on_gpu
+
+        return time_on_gpu(self._open_session(), self._inputs().buffers(), calls=calls, most_s=most_s)
+
     def score(self) -> Scored:
         """Run the whole test split through the session and score its outputs.
 

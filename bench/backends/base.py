@@ -39,8 +39,8 @@ class Session(Protocol):
     call. Slots may be driven from a thread each at once; a session that cannot takes them one after
     the other and says so in its evidence, under ``serialised``. It never reads a clock.
 
-    On CUDA a session may have two methods more, for the runtime variant `graph` (`bench.cuda_graph`):
-    ``stream_of(slot)``, the stream that the slot's work is on, None for the caller's current one; and
+    On CUDA a session may have two methods more. ``stream_of(slot)``, the stream that the slot's work is on, None for
+    the caller's current one: for the variant `graph` (`bench.cuda_graph`) and the time of the GPU (`bench.gpu_time`).
     ``with_own_graph(reason)``, which returns a session that captures itself, where ours, for *reason*, cannot.
     """
 

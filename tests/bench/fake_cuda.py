@@ -30,6 +30,24 @@ class FakeStream:
         self._cuda.log.append(f"host waits for {self.number}")
 
 
+class FakeEvent:
+    """Is recorded at the time of its `FakeCuda`, in milliseconds, which each piece of work moves by one."""
+
+    def __init__(self, cuda: FakeCuda, *, enable_timing: bool) -> None:
+        assert enable_timing
+        self._cuda = cuda
+
+    def record(self, stream: FakeStream) -> None:
+        self._cuda.log.append(f"event on {stream.number}")
+        self.time_ms = self._cuda.time_ms
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        return later.time_ms - self.time_ms
+
+
 class FakeGraph:
     """Keeps the work that was enqueued while it was captured, and does it again."""
 
@@ -40,6 +58,7 @@ class FakeGraph:
     def replay(self) -> None:
         self._cuda.log.append(f"replay on {self._cuda.current.number}")
         for step in self.work:
+            self._cuda.time_ms += 1.0
             step()
 
 
@@ -48,6 +67,7 @@ class FakeCuda:
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.time_ms = 0.0
         self.streams: list[FakeStream] = []
         self.recording: FakeGraph | None = None
         self.current = FakeStream(self)
@@ -55,6 +75,7 @@ class FakeCuda:
     def enqueue(self, step: Work) -> None:
         """Do *step* now, or at each replay if a graph is captured."""
         if self.recording is None:
+            self.time_ms += 1.0
             step()
         else:
             self.recording.work.append(step)
@@ -65,9 +86,12 @@ class FakeCuda:
         assert hasattr(torch.cuda.CUDAGraph, "replay")
         for name in ("wait_stream", "synchronize"):
             assert hasattr(torch.cuda.Stream, name)
+        for name in ("record", "synchronize", "elapsed_time"):
+            assert hasattr(torch.cuda.Event, name)
         stand_ins = {
             "Stream": lambda: FakeStream(self),
             "CUDAGraph": lambda: FakeGraph(self),
+            "Event": lambda enable_timing: FakeEvent(self, enable_timing=enable_timing),
             "current_stream": lambda: self.current,
             "stream": self._use,
             "graph": self._capture,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from bench.experiment import STAGES, Extras, Findings, differing, saturate_together, time_end_to_end
+from bench.experiment import STAGES, Extras, Findings, differing, saturate_together, time_end_to_end, time_gpu
 from bench.interleave import Limits, Member
 from bench.process import WorkerError
 from bench.statistic import throughput_interval
@@ -31,6 +31,7 @@ class Script:
             "warm_up": (2, True),
             "block": (0.1, 0.1, 0.1, 0.1),
             "proof": self.evidence,
+            "gpu_times": (0.002, 0.001, 0.003),
             "end_to_end": tuple((float(stage), float(stage)) for stage in range(len(STAGES))),
         }[call]
 
@@ -70,6 +71,25 @@ def saturate(*scripts: Script) -> list[Findings]:
     findings = {item.case.key: found() for item in members}
     saturate_together(members, findings, LIMITS, on_block=lambda member, block: None)
     return list(findings.values())
+
+
+@pytest.mark.parametrize(("device", "samples"), [("cuda", (0.002, 0.001, 0.003)), ("cpu", ())])
+def test_the_time_of_the_gpu_is_asked_where_there_is_one(device: str, samples: tuple[float, ...]) -> None:
+    findings = found()
+
+    time_gpu(Member(case=make_case(device=device), worker=Script()), findings, EXTRAS)  # type: ignore[arg-type]
+
+    assert findings.gpu_samples_s == samples
+    assert not findings.remarks
+
+
+def test_a_gpu_whose_time_cannot_be_told_costs_no_row() -> None:
+    findings = found()
+
+    time_gpu(Member(case=make_case(device="cuda"), worker=Script(fails_in="gpu_times")), findings, EXTRAS)  # type: ignore[arg-type]
+
+    assert findings.gpu_samples_s == ()
+    assert findings.remarks[0].startswith("time of the GPU: the process died in gpu_times")
 
 
 def test_blocks_of_two_requests_are_a_timing_of_their_own() -> None:

@@ -24,6 +24,7 @@ MEASUREMENT = Measurement(
     energy=Energy(source="nvml", energy_j=500.0, window_s=10.0, images=4000),
     flop_per_image=2e9,
     roof_flop_s=1e12,
+    gpu_samples_s=(0.002, 0.001, 0.003),
 )
 STAGES = make_stages(decode_s=0.1, preprocess_s=0.2, copy_in_s=0.3, compute_s=0.4, copy_out_s=0.5, whole_s=2.0)
 
@@ -57,6 +58,7 @@ def test_no_metric_applies_to_a_case_that_was_not_measured(metric: CostMetric) -
         ("end_to_end_copy_in_s", 0.3),
         ("end_to_end_compute_s", 0.4),
         ("end_to_end_copy_out_s", 0.5),
+        ("gpu_p50_s", 0.002),
         ("load_s", 0.75),
         ("first_inference_s", 0.125),
         ("peak_memory_bytes", 4096),
