@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.backends.base import Availability, LocalSession, Tunable, divisions, installed, refuse_by_table
-from bench.quantize import OPENVINO, quantized_file, variants_of
-from bench.records import Case, Scalar
+from bench.quantize import MIXED, OPENVINO, quantized_file, variants_of
+from bench.records import Case, Scalar, join_variants
 
 if TYPE_CHECKING:
     import torch
 
     from lensing_models.network import LensNetwork
 
-#: int8 lives in the graph; the hint is for what is not quantised, where bf16 gained nothing that could be measured.
+#: int8 lives in the graph; the hint is for what is not quantised.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+#: The runtime variant of int8 whose layers that are kept run in bfloat16.
+IN_BF16 = "bf16"
 #: What the plugin calls the precision of a layer that multiplies 8-bit integers.
 INTEGERS = ("u8", "i8")
 
@@ -53,8 +55,9 @@ class OpenVinoBackend(Tunable):
         return refuse_by_table(self, case, why)
 
     def variants_of(self, case: Case) -> tuple[str, ...]:
-        """Return the plain variant and, of a network that int8 costs much, the mixed one."""
-        return variants_of(case)
+        """Return the plain variant and, of int8, the mixed one, with what it keeps in fp32 or in bf16."""
+        names = variants_of(case)
+        return (*names, join_variants(MIXED, IN_BF16)) if MIXED in names else names
 
     def knobs(self, case: Case) -> Mapping[str, tuple[Scalar, ...]]:
         """Return into how many requests, a stream each, a batch is divided, and whether threads stay on a core."""
@@ -78,7 +81,7 @@ class OpenVinoBackend(Tunable):
         shape[0] = case.batch_size // streams
         model.reshape(shape)
         options = {
-            "INFERENCE_PRECISION_HINT": HINTS[case.precision],
+            "INFERENCE_PRECISION_HINT": hint_of(case),
             "INFERENCE_NUM_THREADS": case.threads,
             "NUM_STREAMS": max(slots, streams),
             "PERFORMANCE_HINT": "LATENCY" if max(slots, streams) == 1 else "THROUGHPUT",
@@ -151,7 +154,7 @@ class OpenVinoSession(LocalSession):
             if "Convolution" in operation.get_rt_info()["layerType"].astype(str)
         )
         return {
-            **judge_convolutions(layers, hint, self._case.precision),
+            **judge_convolutions(layers, hint, self._case.precision, kept=hint_of(self._case)),
             "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
             "streams": self._compiled.get_property("NUM_STREAMS"),
             "requests": len(self._requests[0]),
@@ -160,13 +163,19 @@ class OpenVinoSession(LocalSession):
         }
 
 
-def judge_convolutions(layers: Counter[str], hint: str, asked: str) -> Mapping[str, Scalar]:
+def hint_of(case: Case) -> str:
+    """Return the precision of what is not quantised, as the plugin calls it."""
+    return HINTS["bf16" if case.has_variant(IN_BF16) else case.precision]
+
+
+def judge_convolutions(layers: Counter[str], hint: str, asked: str, kept: str = "f32") -> Mapping[str, Scalar]:
     """Return the precision that ran, those of all convolutions, and whether that is a fallback.
 
     Args:
         layers: Convolutions by the precision that the plugin gave them.
         hint: What the plugin accepted as hint.
         asked: Precision of the case; int8 ran if most convolutions did.
+        kept: Precision of those of an int8 case that are no integers.
     """
     integer = sum(layers[name] for name in INTEGERS)
     in_floats = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}.get(hint, hint)
@@ -178,6 +187,8 @@ def judge_convolutions(layers: Counter[str], hint: str, asked: str) -> Mapping[s
     expected, named = (integer, asked) if asked == "int8" else (layers[hint], in_floats)
     if 2 * expected <= layers.total():
         facts["fallback"] = f"{expected} of {layers.total()} convolutions ran in {named}"
+    elif asked == "int8" and layers[kept] < layers.total() - integer:
+        facts["fallback"] = f"{layers[kept]} of the {layers.total() - integer} convolutions kept ran in {kept}"
     return facts
 
 

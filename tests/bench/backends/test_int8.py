@@ -17,8 +17,16 @@ from tests.bench.test_qdq_graph import small_network
 IMAGES = torch.rand(8, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("backend", ["onnx", "openvino"])
-@pytest.mark.parametrize("variant", ["default", "mixed"])
+@pytest.mark.parametrize(
+    ("backend", "variant"),
+    [
+        ("onnx", "default"),
+        ("onnx", "mixed"),
+        ("openvino", "default"),
+        ("openvino", "mixed"),
+        ("openvino", "mixed+bf16"),
+    ],
+)
 def test_the_evidence_counts_what_ran_in_integers(backend: str, variant: str, workdir: Path) -> None:
     case = make_case(backend=backend, precision="int8", variant=variant)
     if reason := known_backends()[backend].probe("cpu").reason:
@@ -34,12 +42,29 @@ def test_the_evidence_counts_what_ran_in_integers(backend: str, variant: str, wo
 
     counts = {name: int(count) for name, _, count in (part.partition(":") for part in _split(evidence))}
     assert evidence["precision"] == "int8"
-    assert "fallback" not in evidence
+    if not (variant == "mixed+bf16" and evidence.get("fallback")):  # a processor without bfloat16
+        assert "fallback" not in evidence
+        assert not {"mixed+bf16": {"f32"}}.get(variant, {"bf16"}) & counts.keys()
     # Four convolutions and a classifier; of the five, mixed may keep two.
     assert sum(counts.values()) == 4
     assert sum(counts.get(name, 0) for name in ("int8", "u8", "i8")) >= (4 if variant == "default" else 2)
-    assert ("kept_fp32" in evidence) is (variant == "mixed")
+    assert ("kept_fp32" in evidence) is (variant != "default")
     assert 0 < compare(outputs, exact, "int8").error < 0.05
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (Counter(u8=15, bf16=5), None),
+        (Counter(u8=20), None),
+        (Counter(u8=15, f32=5), "0 of the 5 convolutions kept ran in bf16"),
+        (Counter(u8=5, bf16=15), "5 of 20 convolutions ran in int8"),
+    ],
+)
+def test_what_was_to_be_kept_in_bf16_and_was_not_is_a_fallback(layers: Counter[str], said: str | None) -> None:
+    facts = openvino_runtime.judge_convolutions(layers, "bf16", "int8", kept="bf16")
+
+    assert facts.get("fallback") == said
 
 
 def _split(evidence: object) -> list[str]:
@@ -64,6 +89,7 @@ def test_onnx_runtime_that_ran_floats_is_a_fallback(operations: Counter[str], pr
     ("layers", "hint", "asked", "precision", "said"),
     [
         (Counter(u8=15, f32=5), "f32", "int8", "int8", None),
+        (Counter(u8=15, bf16=5), "f32", "int8", "int8", "0 of the 5 convolutions kept ran in f32"),
         (Counter(i8=20), "f32", "int8", "int8", None),
         (Counter(u8=1, f32=3), "f32", "int8", "fp32", "1 of 4 convolutions ran in int8"),
         (Counter(bf16=20), "bf16", "bf16", "bf16", None),
