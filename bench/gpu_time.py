@@ -37,7 +37,7 @@ def time_on_gpu(session: Session, buffers: Sequence[torch.Tensor], *, calls: int
     if find_stream is None:
         return ()
     stream = find_stream(0) or torch.cuda.current_stream()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's own
     samples: list[float] = []
     elapsed = stopwatch()
     for turn in range(1 + calls):
