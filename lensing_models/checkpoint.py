@@ -32,7 +32,8 @@ class Card:
         architecture: Label of the network: see `ArchitectureSpec.label`.
         sha256: Digest of the safetensors file; empty until `write_checkpoint` has written it.
         recipe_digest: Identity of the data set it was fitted on.
-        sky: Physical parameters of that data set.
+        sky: Physical parameters of that data set, or the kind of archive that it is of.
+        archive: Digest of that archive's images, however they were split; empty for simulated ones and in older cards.
         preset: Size of work of the fit.
         steps: Optimiser steps taken.
         epochs: How often each training image had been seen when the network had these weights, on average.
@@ -46,6 +47,7 @@ class Card:
         teacher: Digest of the checkpoint whose answers were imitated; empty without one.
         focal_gamma: Focus of the loss: see `TaskSpec`.
         balance: Weight of rare classes in the loss: see `TaskSpec`.
+        input_size: Side to which the network resized its input [px]; 0 where the card is older than this field.
         processes: Processes that fitted it together.
         test_uses: How often networks of this pair, kept or replaced at this path, were scored on
             the test split of these data: 1 says that nothing was chosen by it.
@@ -64,6 +66,7 @@ class Card:
     sha256: str = ""
     recipe_digest: str
     sky: str
+    archive: str = ""
     preset: str
     seed: int
     steps: int
@@ -77,6 +80,7 @@ class Card:
     teacher: str = ""
     focal_gamma: float = 0.0
     balance: float = 0.0
+    input_size: int = 0
     processes: int = 1
     test_uses: int = 1
     scored_images: Mapping[str, int] = field(default_factory=dict)
@@ -170,6 +174,10 @@ def load_checkpoint(path: Path) -> tuple[LensNetwork, Card]:
 
     card, content = _read(path)
     network = find_architecture(card.architecture).build(find_task(card.task))
+    if card.input_size not in (0, network.input_size):
+        # The shapes fit at any size, and the answers of another one are other answers.
+        sizes = f"{card.input_size} px, and {card.architecture} has {network.input_size} px now"
+        raise ValueError(f"{path} was fitted with an input of {sizes}; {_refit(card)}")
     try:
         tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:

@@ -206,6 +206,8 @@ def _score(job: Job, network: LensNetwork, identity: Identity, *, steps: int, wh
         architecture=job.architecture.label,
         recipe_digest=identity.recipe_digest,
         sky=job.store.sky,
+        archive=job.store.manifest.archive,
+        input_size=network.input_size,
         preset=identity.preset,
         seed=identity.seed,
         pretrained=identity.pretrained,

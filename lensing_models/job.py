@@ -43,11 +43,15 @@ class Identity:
 def fitted_to_another_split(card: Card, store: Store) -> bool:
     """Return whether a network may have been fitted to test images of *store*, an archive that was imported twice.
 
-    A simulated image belongs to one split whatever the seed and the sizes, so no other simulated set has it.
+    A simulated image belongs to one split whatever the seed and the sizes, so no other simulated set has it. Two
+    archives of one kind are two only if both are known; that a part of one is in the other is not noticed.
     """
     from lensing_models.data.simulate import SOURCES
 
-    return card.sky == store.sky and store.sky not in SOURCES and card.recipe_digest != store.recipe_digest
+    if card.sky != store.sky or store.sky in SOURCES or card.recipe_digest == store.recipe_digest:
+        return False
+    known = bool(card.archive and store.manifest.archive)
+    return not known or card.archive == store.manifest.archive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -108,12 +108,18 @@ def import_archive(
         return _catalog(splits)
 
     try:
-        return write_store(folder, recipe, fill, dtype=survey.dtype, about=_describe(kind, survey, len(rows)))
+        about, archive = _describe(kind, survey, len(rows)), _digest_archive(survey)
+        return write_store(folder, recipe, fill, dtype=survey.dtype, about=about, archive=archive)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         size = len(rows) * int(np.prod(task.image_shape)) * np.dtype(survey.dtype).itemsize
         raise OSError(f"the disk of {folder} is full; it takes {size} bytes; nothing was left there") from error
+
+
+def _digest_archive(survey: Survey) -> str:
+    """Return what tells one archive from another, whatever its files are called and however it is split."""
+    return hashlib.sha256("\n".join(sorted(entry.digest for entry in survey.entries)).encode()).hexdigest()
 
 
 def _make_recipe(kind: Kind, task: TaskSpec, splits: Mapping[SplitName, list[Entry]], seed: int) -> Recipe:

@@ -57,6 +57,7 @@ class Manifest:
         recipe_digest: Its digest: the identity of the data, equal on every machine.
         dtype: Type of the stored values.
         scale: Counts are ``stored * scale + offset``.
+        archive: Of an import, the digest of all usable images of the archive, however they are split.
         content_sha256: Digest of these very bytes of images and catalogue; another processor or
             torch version may differ from it in a last count.
     """
@@ -67,6 +68,7 @@ class Manifest:
     dtype: str
     scale: float = 1.0
     offset: float = 0.0
+    archive: str = ""
     content_sha256: str
 
 

@@ -136,6 +136,7 @@ def write_store(
     *,
     dtype: str = "uint16",
     about: str,
+    archive: str = "",
     work: str = "",
     scratch: tuple[str, ...] = (),
     resume: bool = False,
@@ -151,6 +152,7 @@ def write_store(
             *work* left it, writes the values there and returns the catalogue in the same order.
         dtype: Type of the stored values.
         about: What the data are and where their limits lie, for the card.
+        archive: Of an import, the digest of the archive's images.
         work: How the work is cut, where an interrupted `fill` can be gone on with: what it has
             done is then kept on any error. Empty where it cannot.
         scratch: Files that `fill` keeps beside the images to go on later; removed at the end.
@@ -176,7 +178,7 @@ def write_store(
                     if work:
                         (draft / BEGUN).write_text(f"{recipe.digest} {work}", encoding="ascii")
                 catalog = fill(draft / IMAGES)
-                _finish(draft, recipe, catalog, dtype, about, scratch)
+                _finish(draft, recipe, catalog, dtype, about, archive, scratch)
                 # The lock goes last: whoever finds it gone finds the store.
                 _move(draft, folder)
                 (folder / LOCK).unlink(missing_ok=True)
@@ -187,12 +189,15 @@ def write_store(
 
 
 def _finish(
-    draft: Path, recipe: Recipe, catalog: pd.DataFrame, dtype: str, about: str, scratch: tuple[str, ...]
+    draft: Path, recipe: Recipe, catalog: pd.DataFrame, dtype: str, about: str, archive: str, scratch: tuple[str, ...]
 ) -> None:
     """Write what belongs to a store beside its images, and remove what does not."""
     _check_catalog(catalog, recipe, draft / CATALOG)
     catalog.to_parquet(draft / CATALOG, index=False)
-    manifest = Manifest(recipe=recipe, recipe_digest=recipe.digest, dtype=dtype, content_sha256=_content_digest(draft))
+    content = _content_digest(draft)
+    manifest = Manifest(
+        recipe=recipe, recipe_digest=recipe.digest, dtype=dtype, archive=archive, content_sha256=content
+    )
     write_manifest(draft / MANIFEST, manifest)
     (draft / CARD).write_text(render_card(manifest, about), encoding="utf-8")
     for name in (*scratch, BEGUN):

@@ -49,6 +49,15 @@ def network() -> LensNetwork:
     return network
 
 
+def test_weights_of_another_input_size_are_refused(network: LensNetwork, tmp_path: Path) -> None:
+    same = write_checkpoint(network, tmp_path / "same", dataclasses.replace(CARD, input_size=150))
+    other = write_checkpoint(network, tmp_path / "other", dataclasses.replace(CARD, input_size=224))
+
+    assert load_checkpoint(same)[0].input_size == 150
+    with pytest.raises(ValueError, match="an input of 224 px, and mobilenetv3_small has 150 px now"):
+        load_checkpoint(other)
+
+
 @pytest.fixture
 def path(network: LensNetwork, tmp_path: Path) -> Path:
     return write_checkpoint(network, tmp_path / "new", CARD)

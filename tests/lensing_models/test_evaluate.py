@@ -181,16 +181,29 @@ def test_a_split_without_images_is_named(checkpoint: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("sky", "digest", "warned"), [("fits", "other", 2), ("fits", "", 0), ("deeplense", "other", 0)]
+    ("sky", "digest", "archive", "warned"),
+    [
+        ("fits", "other", "", 2),  # a card that is older than the digest of archives
+        ("fits", "other", "this one", 2),
+        ("fits", "other", "another one", 0),
+        ("fits", "", "this one", 0),
+        ("deeplense", "other", "", 0),
+    ],
 )
 def test_an_archive_in_another_split_may_have_been_fitted_to(
-    mass_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], sky: str, digest: str, warned: int
+    mass_store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    sky: str,
+    digest: str,
+    archive: str,
+    warned: int,
 ) -> None:
     shutil.copytree(mass_store.folder, tmp_path / "data")
     recipe = dataclasses.replace(mass_store.manifest.recipe, sky="fits")
-    manifest = dataclasses.replace(mass_store.manifest, recipe=recipe, recipe_digest=recipe.digest)
+    manifest = dataclasses.replace(mass_store.manifest, recipe=recipe, recipe_digest=recipe.digest, archive="this one")
     write_manifest(tmp_path / "data" / "manifest.json", manifest)
-    card = dataclasses.replace(CARD, sky=sky, recipe_digest=digest or recipe.digest)
+    card = dataclasses.replace(CARD, sky=sky, archive=archive, recipe_digest=digest or recipe.digest)
     checkpoint = write_checkpoint(find_architecture(CARD.architecture).build(MASS), tmp_path, card)
 
     main([str(checkpoint), "--data", str(tmp_path / "data"), "--against", str(checkpoint)])

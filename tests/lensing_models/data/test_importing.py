@@ -52,12 +52,12 @@ def test_every_packing_gives_the_same_data(tmp_path: Path) -> None:
 def test_another_seed_gives_other_splits(tmp_path: Path) -> None:
     path = pack(tmp_path, mass_files())
 
-    files = [
-        import_archive(KIND, path, MASS, tmp_path / f"{seed}", seed=seed).catalog["file"].tolist() for seed in (0, 1)
-    ]
+    stores = [import_archive(KIND, path, MASS, tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
 
+    files = [store.catalog["file"].tolist() for store in stores]
     assert sorted(files[0]) == sorted(files[1])
     assert files[0] != files[1]
+    assert stores[0].manifest.archive == stores[1].manifest.archive != ""
 
 
 @pytest.mark.parametrize(
