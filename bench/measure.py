@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: The unit in which the system counts foreign load [s], and how many of it a block may show beyond its limit.
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+TICK_S = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 CHANCE_TICKS = 2
 #: Sessions with slower calls than this have blocks of one call: what a 2-core machine needs for a
 #: large network at a large batch.

@@ -28,7 +28,8 @@ NOTES = f"""\
   images and outputs stay on the device. The interval is a t-interval on the logarithms of block medians.
 - **throughput**: images per second of wall time in the same calls; nothing overlaps.
 {costs.NOTES}
-- **validity**: `valid`; `contended`: other people's work spoilt too many blocks, or an anchor was slow meanwhile;
+- **validity**: `valid`; `contended`: other people's work spoilt too many blocks, or took too much of all, or an anchor
+  was slow meanwhile;
   `undersampled`: too few blocks;
   `throttled`: power or heat slowed the GPU in more than a quarter of the blocks; `unstable`: the warm-up never
   settled, or the interval is wider than ±5 %; `fallback`: the runtime did something else than the row says.

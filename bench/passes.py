@@ -29,8 +29,9 @@ def measure_passes(
 
     The limits are divided among the processes, and so is the time between them: while one set of
     processes is measured, the next is not there yet. What other work has spoilt is made up for at the end, in the
-    last process, or in another one in place of one that has lost everything, as long as a case has not taken twice
-    what it may. A member whose process fails at any time has failed.
+    last process, or in another one in place of one that has lost everything, while a case that its time has not
+    ended has taken less than twice the blocks and the time that it may. A member whose process fails at any time
+    has failed.
 
     Args:
         members: Cases of one task and batch size, their sessions open.
@@ -83,7 +84,8 @@ def measure_passes(
         if not short:
             break
         wanted = [max(limits.blocks - len(accepted(one)), share.blocks if lost_processes(one) else 0) for one in short]
-        few = min(max(wanted), share.most_blocks)
+        left = [2 * limits.most_blocks - len(one.blocks) for one in short]
+        few = min(max(wanted), share.most_blocks, max(left))
         again = [
             open_again(member, lost[0]) if (lost := lost_processes(member)) else continued(member) for member in short
         ]
@@ -99,11 +101,16 @@ def is_short(member: Member, limits: Limits) -> bool:
 
     Rounds of a process that has ended may be rejected once the anchors have told more.
     """
-    if len(accepted(member)) == len(member.blocks):
+    counted = accepted(member)
+    if len(counted) == len(member.blocks) or seconds(counted) >= limits.case_s:
         return False
-    spent_s = sum(sum(block.samples_s) for block in member.blocks)
-    spent = len(member.blocks) >= 2 * limits.most_blocks or spent_s >= 2 * limits.case_s
-    return not spent and (len(accepted(member)) < limits.blocks or bool(lost_processes(member)))
+    spent = len(member.blocks) >= 2 * limits.most_blocks or seconds(member.blocks) >= 2 * limits.case_s
+    return not spent and (len(counted) < limits.blocks or bool(lost_processes(member)))
+
+
+def seconds(blocks: Sequence[Block]) -> float:
+    """Return the timed calls of *blocks* [s]."""
+    return sum(sum(block.samples_s) for block in blocks)
 
 
 def accepted(member: Member) -> list[Block]:

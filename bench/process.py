@@ -39,6 +39,7 @@ BOOKED_TO = {
     "block": "measuring",
     "end_to_end": "measuring",
     "energy": "measuring",
+    "gpu_times": "measuring",
     "flop_per_image": "ceilings",
     "evidence": OTHER,
     "proof": OTHER,

@@ -149,11 +149,12 @@ def _not_executed(rows: Iterable[Row]) -> list[str]:
 def _remarks(report: Report, groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Sequence[str]) -> str:
     """Return what a reader must know beside the table."""
     measured = [row.record.validity for row in report.rows.values() if row.record.timing]
-    text = (
-        f"Of the rows that are `valid` ({measured.count('valid')} of {len(measured)} measured ones; the others were "
-        "mostly disturbed by other work) and to which none is as good on both latency and quality and better on one: "
-        "each network's fastest, "
-    )
+    others, contended = len(measured) - measured.count("valid"), measured.count("contended")
+    which = "Of the rows to which"
+    if others and any(row.frontier_kind != "provisional" for row in shown):
+        which = f"Of the `valid` rows (of {len(measured)} measured ones {others} are not, {contended} of these for "
+        which += "other work on the machine), those to which"
+    text = f"{which} none is as good on both latency and quality and better on one: each network's fastest, "
     text += "and its fastest that is `non-inferior`. ± is the 95 % interval of the median within this run; whole runs "
     text += "differ by more (METHODOLOGY.md, at the end)."
     if not report.levels:

@@ -37,7 +37,7 @@ def build_parser() -> Parser:
         default="all",
         help="comma list of networks, or all (the published pairs); TASK/MODEL means that pair alone",
     )
-    add("--tasks", help="comma list of tasks, or all; default: those that --data has, without it all")
+    add("--tasks", help="comma list of tasks, or all; default: that of the only set of --data, else all")
     add("--backends", help="comma list, or all; default: all but those that compile for minutes (inductor, aoti)")
     add("--precisions", help="comma list, or all (each backend's own); default: fp32 and the device's half precision")
     add("--variants", help="comma list of runtime variants, or all; default: all but optimized and tuned")

@@ -46,7 +46,9 @@ def read_index(folder: Path) -> dict[str, Entry]:
     try:
         entries = [Entry(**facts) for facts in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not an index: {error}; write it again: python -m lensing_models.zoo") from error
+        raise ValueError(
+            f"{path} is not an index: {error}; write it again: python -m lensing_models.zoo {folder}"
+        ) from error
     return {entry.name: entry for entry in entries}
 
 

@@ -73,7 +73,8 @@ def _epochs_of_begun(plan: Path, asked: Mapping[str, object]) -> int:
         epochs = int(begun.pop("epochs"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{plan} does not say what fit was begun ({error}); begin anew without --resume") from error
-    if begun != asked:
+    # What an older version did not write down is not asked.
+    if {**asked, **begun} != asked:
         raise ValueError(f"{plan} is of another fit ({begun}); resume with its arguments or choose another --out")
     return epochs
 
@@ -111,5 +112,6 @@ def affordable_epochs(
         step_once(job, trial, optimizer, batch, means, teacher)
         times.append(time.perf_counter())
     steps = np.diff(times)
-    step_s = float(np.mean(steps[untimed:] if len(steps) > untimed else steps))
+    # Of an epoch of fewer steps the first, which waits for the workers to start, is among them.
+    step_s = float(np.mean(steps[untimed:]) if len(steps) > untimed else np.median(steps))
     return int(np.clip(budget_s / (OVERHEAD * step_s * job.epoch_steps), 1, job.most_epochs))

@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,12 +58,15 @@ def kept_card(path: Path, job: Job, *, whole: bool = False) -> tuple[Card | None
 
 def refuse_to_replace(path: Path, job: Job, arguments: Namespace) -> None:
     """Raise ValueError where a fit of *job* would cost somebody's work that *path*, or the fit beside it, holds."""
-    kept, why = kept_card(path, job)
-    if not kept and why.startswith(OTHER):
-        raise ValueError(f"{path} is there, of {why}: --refit replaces it, or choose another --out")
     folder = fit_folder(path)
-    if not kept and not arguments.resume and (folder / LAST).exists():
-        raise ValueError(f"{folder} holds a fit that was not finished: --resume goes on, --refit begins it anew")
+    if is_begun := (folder / LAST).exists():
+        kept, _ = kept_card(path, job, whole=arguments.time_budget is None)
+        if not kept and not arguments.resume:
+            raise ValueError(f"{folder} holds a fit that was not finished: --resume goes on, --refit begins it anew")
+    kept, why = kept_card(path, job)
+    # One that was begun has asked for this already.
+    if not kept and why.startswith(OTHER) and not (is_begun and arguments.resume):
+        raise ValueError(f"{path} is there, of {why}: --refit replaces it, or choose another --out")
 
 
 def earlier_test_uses(path: Path, recipe_digest: str) -> int:
@@ -89,7 +92,7 @@ def build_parser() -> Parser:
         "--models", default="all", help="comma list, or all: the published pairs; TASK/MODEL for one pair"
     )
     parser.add_argument(
-        "--tasks", help="comma list, or all: the published pairs; default: those that --data has, without it all"
+        "--tasks", help="comma list, or all: the published pairs; default: that of the only set of --data, else all"
     )
     parser.add_argument(
         "--data", type=Path, help=f"a data set, or a folder of one for each task; made in {CACHE} if absent"
@@ -226,7 +229,16 @@ def fit_one(job: Job, arguments: Namespace, cluster: Cluster | None) -> str:
     folder = fit_folder(path)
     if speaks:
         print(f"{path}: {'--refit' if kept else why}; fitting", file=sys.stderr)
-    with hold(folder) if speaks else nullcontext():
+    with ExitStack() as stack:
+
+        def hold_folder() -> bool:
+            return stack.enter_context(hold(folder, wait=cluster is None))
+
+        if cluster.decide(hold_folder) if cluster else hold_folder():
+            # Another process was at it, and may have fitted the same.
+            kept, _ = kept_card(path, job, whole=whole)
+            if kept:
+                return render_line(kept, path, fitted=False)
         network, card = fit(
             job,
             threads=arguments.threads or default_threads(cluster),
@@ -249,14 +261,26 @@ def fit_one(job: Job, arguments: Namespace, cluster: Cluster | None) -> str:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes from fitting into *folder* meanwhile; ValueError if one is at it."""
+def hold(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Keep other processes from fitting into *folder* meanwhile; yield whether one was at it and was waited for.
+
+    Raises:
+        ValueError: If one is, and is not to be waited for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    lock, waited = FileLock(folder / ".lock"), False
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"another process is fitting into {folder}; wait for it or choose another --out") from error
+        if not wait:
+            raise ValueError(f"{folder}: another process is fitting into it; choose another --out") from error
+        print(f"{folder}: another process is fitting into it; waiting", file=sys.stderr)
+        waited = True
+        lock.acquire()
+    try:
+        yield waited
+    finally:
+        lock.release()
 
 
 def default_threads(cluster: Cluster | None) -> int:

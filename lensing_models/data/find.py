@@ -48,7 +48,7 @@ def find_store(task: TaskSpec, data: Path | None, preset: Preset) -> Store:
 
 
 def choose_tasks(tasks: str | None, models: str, data: Path | None) -> str:
-    """Return *tasks*; where nobody chose, those that *data* has data sets of, as a comma list.
+    """Return *tasks*; where nobody chose, that of which *data* has its only data set, or ``all``.
 
     Args:
         tasks: Comma list of tasks, ``all``, or None.
@@ -58,14 +58,17 @@ def choose_tasks(tasks: str | None, models: str, data: Path | None) -> str:
     Raises:
         ValueError: If the one store is damaged.
     """
-    if tasks or data is None or "/" in models:
-        return tasks or "all"
+    if tasks is not None:
+        return tasks
+    if data is None or "/" in models:
+        return "all"
     from lensing_models.data.store import open_store
     from lensing_models.tasks import known_tasks
 
     if (data / "manifest.json").is_file():
         return open_store(data).task
-    return ",".join(name for name in known_tasks() if (data / name / "manifest.json").is_file()) or "all"
+    found = [name for name in known_tasks() if (data / name / "manifest.json").is_file()]
+    return found[0] if len(found) == 1 else "all"
 
 
 def open_task_store(folder: Path, task_name: str) -> Store:

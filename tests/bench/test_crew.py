@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -59,3 +60,15 @@ def test_what_a_process_had_to_build_another_one_loads() -> None:
         known.append(crew.measurement({}, "digest"))
 
     assert [(row.build_s, row.artifact_cached, row.load_s) for row in known] == [(50.0, False, 0.1), (60.0, False, 0.1)]
+
+
+def test_a_case_that_is_measured_once_more_keeps_the_build_that_was_its_own() -> None:
+    """The crew knows that of whichever batch size was recorded last."""
+    crew = Crew(worker=Frail(deadly=0), quality={}, quality_images=0, parity=None, build_s=50.0, artifact_cached=False)  # type: ignore[arg-type]
+    crew.open(make_case(batch_size=32))
+    first = dataclasses.replace(crew.measurement({}, "digest"), build_s=7.0, artifact_cached=True)
+
+    again = crew.measurement({}, "digest", earlier=first)
+
+    assert (again.build_s, again.artifact_cached) == (7.0, True)
+    assert again.load_s == 0.1

@@ -66,6 +66,15 @@ def test_a_cached_network_of_other_data_does_not_stand_in_for_a_fit_that_failed(
     assert found.checkpoints == {}
 
 
+@pytest.mark.parametrize(("checkpoints", "refit"), [(None, True), (Path("mine"), False)])
+def test_the_cache_is_replaced_and_a_folder_that_was_named_is_not(
+    fits: list[list[str]], checkpoints: Path | None, refit: bool
+) -> None:
+    provide("halo_mass/mobilenetv3_small", checkpoints)
+
+    assert ("--refit" in fits[0]) is refit
+
+
 def test_a_damaged_cached_network_whose_fit_fails_ends_no_run(fits: list[list[str]]) -> None:
     torch.manual_seed(0)
     network = find_architecture("mobilenetv3_small").build(select_pairs("halo_mass/mobilenetv3_small", "all")[0][0])

@@ -292,7 +292,8 @@ def test_each_build_is_timed_and_their_spread_told(bench: Bench) -> None:
     assert record.timing
     assert record.measurement
     first, second = build_medians(record.timing)
-    assert record.measurement.evidence["build"] == 1
+    # Of the last process; a first one that other work has spoilt is replaced in the end.
+    assert record.measurement.evidence["build"] in (0, 1)
     assert second - first > BUILD_S / 2
     assert "2 builds of mobilenetv3_small" in (bench.cwd / "built" / "report.md").read_text(encoding="utf-8")
 

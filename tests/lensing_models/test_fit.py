@@ -64,6 +64,14 @@ def test_a_step_cap_ends_the_fit_and_leaves_it_unconverged(fitted: tuple[LensNet
     assert card.epochs == pytest.approx(4 / 3)
 
 
+def test_the_card_names_the_input_size_and_the_archive(store: Store) -> None:
+    imported = dataclasses.replace(store, manifest=dataclasses.replace(store.manifest, archive="of these images"))
+
+    _, card = fit(make_job(imported), threads=1, device="cpu")
+
+    assert (card.input_size, card.archive) == (SMALL.input_size, "of these images")
+
+
 def test_a_fit_that_runs_to_its_end_is_converged(mass_store: Store) -> None:
     _, card = fit(make_job(mass_store, preset=WHOLE), threads=1, device="cpu")
 

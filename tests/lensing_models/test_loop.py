@@ -215,6 +215,17 @@ def test_a_fit_of_something_else_is_not_gone_on_with(store: Store, tmp_path: Pat
         fit_in(tmp_path, store, resume=True, seed=1)
 
 
+def test_a_fit_is_not_gone_on_with_at_another_batch_size(store: Store, tmp_path: Path) -> None:
+    fit_in(tmp_path, store)
+    plan = tmp_path / "fit.json"
+    begun = json.loads(plan.read_text())
+    (tmp_path / "last.ckpt").write_bytes(b"never read")
+
+    plan.write_text(json.dumps({**begun, "batch_size": 64}))
+    with pytest.raises(ValueError, match="is of another fit"):
+        fit_in(tmp_path, store, resume=True)
+
+
 def test_a_fit_that_no_longer_improves_ends_early(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,9 @@
 import dataclasses
+import fcntl
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,12 +145,50 @@ def test_an_unfinished_fit_is_not_dropped_unasked(
     assert len(begun) == 2
 
 
-def test_two_processes_do_not_fit_into_one_folder(arguments: list[str], tmp_path: Path) -> None:
+def test_two_processes_do_not_fit_into_one_folder(tmp_path: Path) -> None:
     with (
-        train.hold(tmp_path / "halo_mass-mobilenetv3_small.fit"),
-        pytest.raises(ValueError, match="another process is fitting into"),
+        train.hold(tmp_path / "x.fit", wait=True) as waited,
+        pytest.raises(ValueError, match="another process is fitting into it"),
+        train.hold(tmp_path / "x.fit", wait=False),
     ):
-        main(arguments)
+        pytest.fail("both were")
+
+    assert not waited
+
+
+@pytest.mark.usefixtures("tiny", "checkpoint")
+def test_what_another_process_has_fitted_meanwhile_is_kept(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It holds the folder until we have said that we wait."""
+    folder = tmp_path / "halo_mass-mobilenetv3_small.fit"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(1.0, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+
+        assert main([*arguments, "--refit"]) == 0
+
+    said = capsys.readouterr()
+    assert "another process is fitting into it; waiting" in said.err
+    assert "kept" in said.out
+
+
+def test_an_unfinished_fit_of_other_circumstances_is_gone_on_with(
+    arguments: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was begun by `--refit`, over the checkpoint of another seed."""
+    state = checkpoint.with_suffix(".fit") / "last.ckpt"
+    state.parent.mkdir()
+    state.write_bytes(b"hours of work")
+    begun: list[Job] = []
+    monkeypatch.setattr(train, "fit_one", lambda job, *_: begun.append(job))
+
+    with pytest.raises(ValueError, match="was not finished"):
+        main([*arguments, "--seed", "9"])
+    assert main([*arguments, "--seed", "9", "--resume"]) == 0
+
+    assert [job.seed for job in begun] == [9]
 
 
 def test_the_loss_can_be_chosen() -> None:
