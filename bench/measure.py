@@ -232,8 +232,9 @@ class LoadMeter:
     def _foreign_s(self) -> float:
         if not Path("/proc/stat").exists():
             return float("nan")
-        lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
-        ticks = {name: list(map(int, fields)) for name, *fields in lines if name.startswith("cpu")}
+        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+        told = (line.split() for line in lines if line.startswith("cpu"))
+        ticks = {name: list(map(int, fields)) for name, *fields in told}
         ours = [ticks[name] for name in self._processors if name in ticks] or [ticks["cpu"]]
         # user nice system idle iowait irq softirq steal (proc(5)); guest time is part of user.
         busy = sum(sum(fields[:3]) + sum(fields[5:8]) for fields in ours)
