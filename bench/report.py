@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bench import cell, page, readme, sheet
 from bench.drift_page import drift_section
+from bench.evidence_page import evidence_section
 from bench.json_lines import from_json, read_lines, read_schemas
 from bench.margin import read_margins
 from bench.picture import draw_picture
@@ -123,7 +124,7 @@ def _write(report: Report) -> list[Path]:
 def _write_page(report: Report, *, has_picture: bool) -> Path:
     path = report.folder / "report.md"
     tuned = tune_section(report, read_tunings(report.folder))
-    sections = [*drift_section(report), *tuned, *render_scenarios(report.scenarios)]
+    sections = [*drift_section(report), *tuned, *render_scenarios(report.scenarios), *evidence_section(report)]
     path.write_text(page.render_page(report, PICTURE if has_picture else None, sections), encoding="utf-8")
     return path
 

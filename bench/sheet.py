@@ -15,7 +15,7 @@ from bench.drift_facts import Estimate
 from bench.margin import MARGINS
 from bench.metrics import COST_METRICS
 from bench.records import Case
-from bench.table import Frontier, Row
+from bench.table import Frontier, Row, evidence_of
 from lensing_models.metrics import known_metrics
 
 Cell = str | int | float | bool | None
@@ -72,6 +72,8 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], Cell]]:
         "drift_verdict": attrgetter("drift_verdict"),
         **{f"drift_{name}{end}": partial(_drift, name, field) for name in MARGINS for end, field in BOUNDS.items()},
         **{name: partial(_flips, field) for name, field in FLIPS.items()},
+        "precision_that_ran": partial(_said, "precision"),
+        "evidence": _evidence,
     }
 
 
@@ -82,6 +84,14 @@ def _cost(name: str, row: Row) -> Cell:
 def _known(name: str, row: Row) -> Cell:
     value: Cell = getattr(row.record.measurement, name, None)
     return value
+
+
+def _said(name: str, row: Row) -> Cell:
+    return evidence_of(row).get(name)
+
+
+def _evidence(row: Row) -> Cell:
+    return "; ".join(f"{name} {value}" for name, value in evidence_of(row).items()) or None
 
 
 def _quality(name: str, row: Row) -> Cell:

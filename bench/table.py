@@ -12,7 +12,7 @@ from bench.level import review_rows
 from bench.margin import DriftVerdict, judge_drift, read_margins
 from bench.metrics import COST_METRICS, known_cost_metrics
 from bench.pareto import Directed, Point, frontier
-from bench.records import Environment, RunRecord, Validity
+from bench.records import Environment, RunRecord, Scalar, Validity
 from bench.scenario_record import ScenarioRecord
 from bench.statistic import judge
 from lensing_models.metrics import known_metrics
@@ -153,6 +153,11 @@ def _numbers(known: object) -> dict[str, float]:
     """Return the numbers of a mapping of ``run.json`` by name; empty where it is none."""
     items = known.items() if isinstance(known, Mapping) else ()
     return {str(name): float(value) for name, value in items if isinstance(value, int | float)}
+
+
+def evidence_of(row: Row) -> Mapping[str, Scalar]:
+    """Return what the session of *row* said that it ran; empty where none was measured."""
+    return row.record.measurement.evidence if row.record.measurement else {}
 
 
 def read_levels(about: Mapping[str, object]) -> dict[str, float]:

@@ -211,13 +211,14 @@ def name_precision(weights: Iterable[torch.Tensor]) -> tuple[str, str]:
 
 
 def name_tf32(precision: str, device: str) -> str:
-    """Return *precision*, but ``tf32`` for fp32 on CUDA where torch's convolutions may round to it."""
+    """Return *precision*, but ``tf32`` for fp32 on CUDA where torch's convolutions or products may round to it."""
     if (device, precision) != ("cuda", "fp32"):
         return precision
     import torch
 
     # The stubs of torch 2.15 lack the settings of cuDNN's parts.
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "fp32"  # type: ignore[attr-defined]
+    allowed = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if "tf32" in allowed else "fp32"
 
 
 def installed(*distributions: str, remedy: str) -> Availability:
