@@ -55,6 +55,8 @@ class Card:
         validation: Metrics of the rounded weights, eager fp32, on the validation split.
         test: The same on the test split.
         intervals: 95 % interval of each of these, by a bootstrap over the images.
+        fitted_with: What else the fit was made with: batch size, learning rate and weight decay, device, precision and
+            threads, and the wall time of its last attempt [s]; empty where the card is older than this field.
         revision: Git revision of the suite, ``-dirty`` behind it if the tree was changed; its
             version where there is no checkout.
         versions: Versions of the packages that fitted it.
@@ -87,6 +89,7 @@ class Card:
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    fitted_with: Mapping[str, str | float] = field(default_factory=dict)
     revision: str
     versions: Mapping[str, str]
     recorded_at: str
@@ -189,7 +192,7 @@ def load_checkpoint(path: Path) -> tuple[LensNetwork, Card]:
 
 
 def write_checkpoint(network: LensNetwork, folder: Path, card: Card) -> Path:
-    """Write the weights and their card into *folder*, each moved into place when whole.
+    """Write the weights and their card into *folder*, moved into place when both are whole.
 
     One-dimensional tensors (batch norm, biases, output scale) stay fp32, integers stay as they
     are, the rest is rounded to fp16; `round_weights` does the same in memory.
@@ -206,9 +209,8 @@ def write_checkpoint(network: LensNetwork, folder: Path, card: Card) -> Path:
     content = safetensors.torch.save(tensors)
     path = checkpoint_path(folder, card.task, card.architecture)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, content)
     card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
-    _replace(path.with_suffix(".json"), card.to_json().encode())
+    _replace({path: content, path.with_suffix(".json"): card.to_json().encode()})
     return path
 
 
@@ -278,14 +280,17 @@ def _misfit(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
     return "; ".join(f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in found.items() if names)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write *content* to *path* through a temporary name, flushed to the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _replace(files: Mapping[Path, bytes]) -> None:
+    """Write the content of each of *files* through a temporary name, flushed to the disk: all of them, or none."""
+    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        for path, draft in drafts.items():
+            with draft.open("wb") as stream:
+                stream.write(files[path])
+                stream.flush()
+                os.fsync(stream.fileno())
+        for path, draft in drafts.items():
+            draft.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)

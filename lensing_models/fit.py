@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from lensing_models.checkpoint import Card, load_checkpoint, revision, round_wei
 from lensing_models.cluster import find_device, join_cluster
 from lensing_models.cores import usable_cores
 from lensing_models.evaluate import bootstrap, predict
-from lensing_models.fit_module import Means, Precision
+from lensing_models.fit_module import WEIGHT_DECAY, Means, Precision
 from lensing_models.fit_plan import affordable_epochs, planned_epochs
 from lensing_models.job import Identity, Job
 from lensing_models.loop import run_loop
@@ -70,6 +71,7 @@ def fit(
         ValueError: If the teacher or the start does not fit, there is no such device, or the fit diverged.
         OSError: If the state cannot be written; what was written before is kept.
     """
+    begun_s = time.perf_counter()
     torch.set_num_threads(threads)
     identity = job.identity()
     teacher = load_checkpoint(job.teacher)[0].requires_grad_(False) if job.teacher else None
@@ -88,7 +90,16 @@ def fit(
         network.to(means.device)
         round_weights(network.eval())
         card = _score(cut, network, identity, steps=steps, whole=planned == job.most_epochs)
-        card = dataclasses.replace(card, processes=means.cluster.processes)
+        made_with: dict[str, str | float] = {
+            "batch_size": job.batch_size,
+            "learning_rate": job.schedule.learning_rate,
+            "weight_decay": WEIGHT_DECAY,
+            "device": means.device,
+            "precision": means.precision,
+            "threads": threads,
+            "wall_s": round(time.perf_counter() - begun_s, 1),
+        }
+        card = dataclasses.replace(card, processes=means.cluster.processes, fitted_with=made_with)
         progress.say(f"validation {job.task.primary_metric} {card.validation[job.task.primary_metric]:.4g}")
     network.to("cpu")
     return network.to(memory_format=torch.contiguous_format), card

@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -47,6 +49,28 @@ def network() -> LensNetwork:
     network = find_architecture(CARD.architecture).build(find_task(CARD.task))
     network.output_shift.fill_(-1.4)
     return network
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(
+    network: LensNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(network, tmp_path, CARD)
+    before = read_card(path)
+    flushed = []
+
+    def fsync(number: int) -> None:
+        flushed.append(number)
+        if len(flushed) == 2:  # the weights are there already
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lensing_models.checkpoint.os.fsync", fsync)
+    other = copy.deepcopy(network)
+    other.output_shift.fill_(7.0)
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(other, tmp_path, dataclasses.replace(CARD, seed=9))
+
+    assert verify_checkpoint(path) == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, path.with_suffix(".json").name])
 
 
 def test_weights_of_another_input_size_are_refused(network: LensNetwork, tmp_path: Path) -> None:

@@ -67,9 +67,19 @@ def test_a_step_cap_ends_the_fit_and_leaves_it_unconverged(fitted: tuple[LensNet
 def test_the_card_names_the_input_size_and_the_archive(store: Store) -> None:
     imported = dataclasses.replace(store, manifest=dataclasses.replace(store.manifest, archive="of these images"))
 
-    _, card = fit(make_job(imported), threads=1, device="cpu")
+    network, card = fit(make_job(imported), threads=1, device="cpu")
 
     assert (card.input_size, card.archive) == (SMALL.input_size, "of these images")
+    how = dict(card.fitted_with)
+    assert how.pop("wall_s") > 0  # type: ignore[operator]  # a number
+    assert how == {
+        "batch_size": SMALL.quick.batch_size,
+        "learning_rate": SMALL.quick.learning_rate,
+        "weight_decay": 0.05,
+        "device": "cpu",
+        "precision": chosen_precision(network, "cpu"),
+        "threads": 1,
+    }
 
 
 def test_a_fit_that_runs_to_its_end_is_converged(mass_store: Store) -> None:

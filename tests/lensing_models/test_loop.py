@@ -215,6 +215,16 @@ def test_a_fit_of_something_else_is_not_gone_on_with(store: Store, tmp_path: Pat
         fit_in(tmp_path, store, resume=True, seed=1)
 
 
+def test_a_fit_is_logged_for_tensorboard_too(fitted: tuple[LensNetwork, Card, Path]) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard: pip install 'lensing-bench[tensorboard]'")
+
+    (events,) = fitted[2].glob("attempt_*/events.out.tfevents.*")
+
+    content = events.read_bytes()
+    assert b"loss" in content
+    assert b"validation_" in content
+
+
 def test_a_fit_is_not_gone_on_with_at_another_batch_size(store: Store, tmp_path: Path) -> None:
     fit_in(tmp_path, store)
     plan = tmp_path / "fit.json"
