@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from bench.export import BATCH, cached_file, network_digest, onnx_file, torchscript_file, was_cached
+from bench.export import BATCH, MAKERS, cached_file, network_digest, onnx_file, torchscript_file, was_cached
 from lensing_models.network import LensNetwork
 from tests.bench.test_qdq_graph import small_network
 
@@ -67,6 +68,26 @@ def test_other_weights_give_another_file(build: Build, workdir: Path) -> None:
         network.output_shift.add_(1)
 
     assert torchscript_file(network, workdir, "fp32", "cpu") != first
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_another_version_of_a_package_that_makes_it_gives_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maker: str
+) -> None:
+    installed = importlib.metadata.version
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"made")
+
+    def make() -> Path:
+        return cached_file(small_network(), tmp_path, "recipe", ".bin", write)
+
+    before = make()
+    monkeypatch.setattr(
+        "bench.export.importlib.metadata.version", lambda name: "0.1" if name == maker else installed(name)
+    )
+
+    assert make() != before
 
 
 def test_tf32_shares_the_file_of_fp32(build: Build, workdir: Path) -> None:
