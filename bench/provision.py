@@ -128,12 +128,13 @@ def fit_missing(
 ) -> None:
     """Fit each of *pairs* into *folder* in a process of its own, which shows progress and errors on stderr.
 
-    A fit that fails leaves no checkpoint, and the others alone; the cases of that pair become failed records.
+    A fit that fails leaves no checkpoint, and the others alone; the cases of that pair become failed records. One that
+    was interrupted is gone on with, unless *refit* asks to begin anew and to replace what is there.
     """
     for task, architecture in pairs:
         command = [sys.executable, "-m", "lensing_models.train"]
         command += ["--models", architecture.label, "--tasks", task.name, "--preset", preset.name]
         command += ["--out", str(folder), "--device", device, "--threads", str(threads)]
         command += ["--data", str(data)] if data else []
-        command += ["--refit"] if refit else []
+        command += ["--refit" if refit else "--resume"]
         subprocess.run(command, stdout=sys.stderr, check=False)

@@ -148,7 +148,7 @@ def read_card(path: Path) -> Card:
     try:
         return Card.from_json(card_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        remedy = "copy the two files together, or fit it: python -m lensing_models.train"
+        remedy = "copy the two files together, or fit it again: python -m lensing_models.train --refit"
         raise ValueError(f"{path}: its card {card_path.name} is missing; {remedy}") from None
     except ValueError as error:
         raise ValueError(f"{card_path}: {error}; fit it again: python -m lensing_models.train --refit") from error
@@ -160,7 +160,7 @@ def verify_checkpoint(path: Path) -> Card:
     Weights that are missing are fetched where an index beside or above them says where from.
 
     Raises:
-        ValueError: If a file is missing, damaged, or for a task or architecture that is unknown.
+        ValueError: If a file is missing or damaged, or for a task, an architecture or an input size that is unknown.
         OSError: If weights could not be fetched.
     """
     return _read(path)[0]
@@ -177,10 +177,6 @@ def load_checkpoint(path: Path) -> tuple[LensNetwork, Card]:
 
     card, content = _read(path)
     network = find_architecture(card.architecture).build(find_task(card.task))
-    if card.input_size not in (0, network.input_size):
-        # The shapes fit at any size, and the answers of another one are other answers.
-        sizes = f"{card.input_size} px, and {card.architecture} has {network.input_size} px now"
-        raise ValueError(f"{path} was fitted with an input of {sizes}; {_refit(card)}")
     try:
         tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -192,7 +188,10 @@ def load_checkpoint(path: Path) -> tuple[LensNetwork, Card]:
 
 
 def write_checkpoint(network: LensNetwork, folder: Path, card: Card) -> Path:
-    """Write the weights and their card into *folder*, moved into place when both are whole.
+    """Write the weights and their card into *folder*, moved into place, the card first, when both are whole.
+
+    A kill between the two moves leaves a card without weights, or beside those it replaces:
+    `verify_checkpoint` refuses either.
 
     One-dimensional tensors (batch norm, biases, output scale) stay fp32, integers stay as they
     are, the rest is rounded to fp16; `round_weights` does the same in memory.
@@ -210,7 +209,7 @@ def write_checkpoint(network: LensNetwork, folder: Path, card: Card) -> Path:
     path = checkpoint_path(folder, card.task, card.architecture)
     folder.mkdir(parents=True, exist_ok=True)
     card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
-    _replace({path: content, path.with_suffix(".json"): card.to_json().encode()})
+    _replace({path.with_suffix(".json"): card.to_json().encode(), path: content})
     return path
 
 
@@ -243,9 +242,13 @@ def _read(path: Path) -> tuple[Card, bytes]:
         raise ValueError(f"{path}: damaged, its SHA-256 is not the one in its card; {_refit(card)}")
     try:
         find_task(card.task)
-        find_architecture(card.architecture)
+        input_size = find_architecture(card.architecture).input_size
     except LookupError as error:
         raise ValueError(f"{path}: {error.args[0]}; this checkpoint is of another version of the suite") from error
+    if card.input_size not in (0, input_size):
+        # The shapes fit at any size, and the answers of another one are other answers.
+        sizes = f"{card.input_size} px, and {card.architecture} has {input_size} px now"
+        raise ValueError(f"{path} was fitted with an input of {sizes}; {_refit(card)}")
     return card, content
 
 
@@ -281,7 +284,7 @@ def _misfit(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
 
 
 def _replace(files: Mapping[Path, bytes]) -> None:
-    """Write the content of each of *files* through a temporary name, flushed to the disk: all of them, or none."""
+    """Write the content of each of *files*; none is moved to its name, in their order, before all are on the disk."""
     drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     try:
         for path, draft in drafts.items():

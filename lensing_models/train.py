@@ -6,67 +6,25 @@ import dataclasses
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, TypeVar
 
 from lensing_models.checkpoint import Card, checkpoint_path, read_card, verify_checkpoint, write_checkpoint
 from lensing_models.command_line import Parser, run_main
 from lensing_models.cores import usable_cores
 from lensing_models.data.find import CACHE, choose_tasks, find_store
-from lensing_models.job import LAST, Job
+from lensing_models.job import Job
 from lensing_models.preset import PRESETS
 from lensing_models.registry import select_pairs
 from lensing_models.specs import ArchitectureSpec, TaskSpec
+from lensing_models.train_claim import fit_folder, hold, is_held, kept_card, read_stamp, refuse_to_replace
 
 if TYPE_CHECKING:
     from lensing_models.cluster import Cluster
 
-
-#: Begins the reason why an intact checkpoint is not that of a job.
-OTHER = "another "
-
-
-def fit_folder(path: Path) -> Path:
-    """Return where the state, the logs and the learning curve of the fit of the checkpoint *path* lie."""
-    return path.with_suffix(".fit")
-
-
-def kept_card(path: Path, job: Job, *, whole: bool = False) -> tuple[Card | None, str]:
-    """Return the card of a checkpoint that need not be fitted again, or None and the reason why.
-
-    Args:
-        path: Where the checkpoint would lie.
-        job: What it must have been fitted as: data, preset, seed, first weights, loss, teacher, stream.
-        whole: Whether a fit that a time budget cut short is not enough.
-    """
-    if not path.exists():
-        return None, "not there yet"
-    try:
-        card = verify_checkpoint(path)
-    except ValueError as error:
-        return None, str(error)
-    if whole and not card.converged and not job.preset.step_capped:
-        return None, "a time budget cut it short"
-    wanted = dataclasses.asdict(job.identity())
-    differing = [name for name, value in wanted.items() if getattr(card, name) != value]
-    return (None, f"{OTHER}{' and '.join(differing)}") if differing else (card, "")
-
-
-def refuse_to_replace(path: Path, job: Job, arguments: Namespace) -> None:
-    """Raise ValueError where a fit of *job* would cost somebody's work that *path*, or the fit beside it, holds."""
-    folder = fit_folder(path)
-    if is_begun := (folder / LAST).exists():
-        kept, _ = kept_card(path, job, whole=arguments.time_budget is None)
-        if not kept and not arguments.resume:
-            raise ValueError(f"{folder} holds a fit that was not finished: --resume goes on, --refit begins it anew")
-    kept, why = kept_card(path, job)
-    # One that was begun has asked for this already.
-    if not kept and why.startswith(OTHER) and not (is_begun and arguments.resume):
-        raise ValueError(f"{path} is there, of {why}: --refit replaces it, or choose another --out")
+T = TypeVar("T")
 
 
 def earlier_test_uses(path: Path, recipe_digest: str) -> int:
@@ -164,10 +122,10 @@ def main(argv: Sequence[str]) -> int:
     cluster = _cluster(arguments.device)
     for job in jobs:  # all of them, before the first takes hours
         job.check(cluster.processes if cluster else 1)
-        if not arguments.refit:
-            refuse_to_replace(checkpoint_path(arguments.out, job.task.name, job.architecture.label), job, arguments)
-    for job in jobs:
-        if line := fit_one(job, arguments, cluster):
+    found = decide(cluster, lambda: [find_kept(job, arguments) for job in jobs])
+    for job, kept in zip(jobs, found, strict=True):
+        line = render_line(kept, path_of(job, arguments), fitted=False) if kept else fit_one(job, arguments, cluster)
+        if cluster is None or cluster.rank == 0:
             print(line, flush=True)
     return 0
 
@@ -205,40 +163,70 @@ def make_jobs(arguments: Namespace, pairs: Sequence[tuple[TaskSpec, Architecture
     ]
 
 
+def find_kept(job: Job, arguments: Namespace) -> Card | None:
+    """Return the card of the checkpoint of *job* if it is kept, or None if it is to be fitted.
+
+    Raises:
+        ValueError: If the fit would cost somebody's work. Where another process is fitting
+            there, what it leaves is looked at when it is done: see `claim`.
+    """
+    if arguments.refit:
+        return None
+    path = path_of(job, arguments)
+    kept, why = kept_card(path, job, whole=arguments.time_budget is None)
+    if not kept:
+        try:
+            refuse_to_replace(path, why, resume=arguments.resume)
+        except ValueError:
+            if not is_held(fit_folder(path)):
+                raise
+    return kept
+
+
+def claim(job: Job, arguments: Namespace, stack: ExitStack, *, wait: bool) -> tuple[Card | None, str]:
+    """Keep other processes out while *stack* lasts; return the card of what one has fitted meanwhile, or why to fit.
+
+    Args:
+        job: What is to be fitted.
+        arguments: Of the command line.
+        stack: Is given the hold on the folder of the fit.
+        wait: Whether to wait for a process that is at it, or to raise ValueError.
+
+    Raises:
+        ValueError: If the fit would cost somebody's work: that of a process which was interrupted, say.
+    """
+    path = path_of(job, arguments)
+    before = read_stamp(path)
+    stack.enter_context(hold(fit_folder(path), wait=wait))
+    if arguments.refit and read_stamp(path) == before:
+        return None, "--refit" if path.exists() else "not there yet"
+    kept, why = kept_card(path, job, whole=arguments.time_budget is None)
+    if not kept and not arguments.refit:
+        refuse_to_replace(path, why, resume=arguments.resume)
+    return kept, why
+
+
 def fit_one(job: Job, arguments: Namespace, cluster: Cluster | None) -> str:
-    """Fit *job* unless its checkpoint is kept, and return the line to print; none where another process does.
+    """Fit *job*, unless another process has done so meanwhile, and return the line to print.
 
     Args:
         job: What is fitted.
         arguments: Of the command line.
         cluster: The processes that fit together; None for one alone.
     """
-    path = checkpoint_path(arguments.out, job.task.name, job.architecture.label)
-    speaks = cluster is None or cluster.rank == 0
-    whole = arguments.time_budget is None
-    kept, why = (
-        cluster.decide(lambda: kept_card(path, job, whole=whole)) if cluster else kept_card(path, job, whole=whole)
-    )
-    if kept and not arguments.refit:
-        return render_line(kept, path, fitted=False) if speaks else ""
-    # torch and Lightning take seconds; wrong arguments and kept files none.
-    from lensing_models.curve import save_curve
-    from lensing_models.fit import fit
-    from lensing_models.fit_plan import drop_state
-
+    path = path_of(job, arguments)
     folder = fit_folder(path)
-    if speaks:
-        print(f"{path}: {'--refit' if kept else why}; fitting", file=sys.stderr)
     with ExitStack() as stack:
+        kept, why = decide(cluster, lambda: claim(job, arguments, stack, wait=cluster is None))
+        if kept:
+            return render_line(kept, path, fitted=False)
+        if cluster is None or cluster.rank == 0:
+            print(f"{path}: {why}; fitting", file=sys.stderr)
+        # torch and Lightning take seconds; wrong arguments and kept files none.
+        from lensing_models.curve import save_curve
+        from lensing_models.fit import fit
+        from lensing_models.fit_plan import drop_state
 
-        def hold_folder() -> bool:
-            return stack.enter_context(hold(folder, wait=cluster is None))
-
-        if cluster.decide(hold_folder) if cluster else hold_folder():
-            # Another process was at it, and may have fitted the same.
-            kept, _ = kept_card(path, job, whole=whole)
-            if kept:
-                return render_line(kept, path, fitted=False)
         network, card = fit(
             job,
             threads=arguments.threads or default_threads(cluster),
@@ -256,31 +244,17 @@ def fit_one(job: Job, arguments: Namespace, cluster: Cluster | None) -> str:
             save_curve(folder, job.task.primary_metric, f"{job.name}, preset {job.preset.name}")
             return render_line(card, path, fitted=True)
 
-        line = cluster.decide(keep) if cluster else keep()
-    return line if speaks else ""
+        return decide(cluster, keep)
 
 
-@contextmanager
-def hold(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Keep other processes from fitting into *folder* meanwhile; yield whether one was at it and was waited for.
+def path_of(job: Job, arguments: Namespace) -> Path:
+    """Return where the checkpoint of *job* is to lie."""
+    return checkpoint_path(arguments.out, job.task.name, job.architecture.label)
 
-    Raises:
-        ValueError: If one is, and is not to be waited for.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, waited = FileLock(folder / ".lock"), False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        if not wait:
-            raise ValueError(f"{folder}: another process is fitting into it; choose another --out") from error
-        print(f"{folder}: another process is fitting into it; waiting", file=sys.stderr)
-        waited = True
-        lock.acquire()
-    try:
-        yield waited
-    finally:
-        lock.release()
+
+def decide(cluster: Cluster | None, work: Callable[[], T]) -> T:
+    """Return what *work* gives; of several processes, what it gives on the first: see `Cluster.decide`."""
+    return cluster.decide(work) if cluster else work()
 
 
 def default_threads(cluster: Cluster | None) -> int:

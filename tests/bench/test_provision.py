@@ -11,9 +11,14 @@ import torch
 
 from bench import provision
 from bench.timetable import Timetable
-from lensing_models.checkpoint import write_checkpoint
+from lensing_models import train
+from lensing_models.checkpoint import Card, write_checkpoint
+from lensing_models.data.simulate import simulate_dataset
+from lensing_models.data.store import Store
+from lensing_models.job import LAST, Job
+from lensing_models.network import LensNetwork
 from lensing_models.preset import PRESETS, Split
-from lensing_models.registry import find_architecture, select_pairs
+from lensing_models.registry import find_architecture, find_task, select_pairs
 from tests.lensing_models.test_checkpoint import CARD
 
 TINY = dataclasses.replace(PRESETS["quick"], split={"default": Split(train=6, validation=3, test=3)})
@@ -32,11 +37,16 @@ def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     return commands
 
 
-def provide(models: str, checkpoints: Path | None = None) -> provision.Provision:
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return simulate_dataset(find_task("halo_mass"), Split(train=12, validation=4, test=4), tmp_path / "halo_mass")
+
+
+def provide(models: str, checkpoints: Path | None = None, data: Path | None = None) -> provision.Provision:
     return provision.provide(
         select_pairs(models, "all"),
         preset=TINY,
-        data=None,
+        data=data,
         checkpoints=checkpoints,
         device="cpu",
         threads=1,
@@ -73,6 +83,43 @@ def test_the_cache_is_replaced_and_a_folder_that_was_named_is_not(
     provide("halo_mass/mobilenetv3_small", checkpoints)
 
     assert ("--refit" in fits[0]) is refit
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_fit_that_was_interrupted_in_a_folder_that_was_named_is_gone_on_with(
+    begun: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is obeyed in this process, the loop of the fit taken out."""
+    mine = tmp_path / "mine"
+    state = mine / "halo_mass-mobilenetv3_small.fit" / LAST
+    if begun:
+        state.parent.mkdir(parents=True)
+        state.write_bytes(b"hours of work")
+    found_state: list[bool] = []
+
+    def fit(job: Job, *, resume: bool, **_: object) -> tuple[LensNetwork, Card]:
+        found_state.append(resume and state.exists())
+        return job.architecture.build(job.task), dataclasses.replace(CARD, **dataclasses.asdict(job.identity()))
+
+    monkeypatch.setattr("lensing_models.fit.fit", fit)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: train.main(command[3:]))
+
+    found = provide("halo_mass/mobilenetv3_small", mine, store.folder)
+
+    assert found_state == [begun]
+    assert ("halo_mass", "mobilenetv3_small") in found.checkpoints
+
+
+def test_a_cached_network_of_another_input_size_is_fitted_again(fits: list[list[str]], store: Store) -> None:
+    torch.manual_seed(0)
+    network = find_architecture("mobilenetv3_small").build(find_task("halo_mass"))
+    folder = Path("results/cache/checkpoints/quick")
+    write_checkpoint(network, folder, dataclasses.replace(CARD, recipe_digest=store.recipe_digest, input_size=224))
+
+    found = provide("halo_mass/mobilenetv3_small", data=store.folder)
+
+    assert len(fits) == 1
+    assert found.checkpoints == {}
 
 
 def test_a_damaged_cached_network_whose_fit_fails_ends_no_run(fits: list[list[str]]) -> None:

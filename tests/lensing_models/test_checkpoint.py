@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(
 
     def fsync(number: int) -> None:
         flushed.append(number)
-        if len(flushed) == 2:  # the weights are there already
+        if len(flushed) == 2:  # the first of the two files is there already
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lensing_models.checkpoint.os.fsync", fsync)
@@ -73,13 +73,54 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, path.with_suffix(".json").name])
 
 
+def kill_between_the_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first of two files reach its name, and no other."""
+    moved: list[Path] = []
+    move = Path.replace
+
+    def replace(draft: Path, target: Path) -> Path:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        return move(draft, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+def test_a_kill_between_card_and_weights_leaves_nothing_to_replace(
+    network: LensNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_between_the_moves(monkeypatch)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(network, tmp_path, CARD)
+
+    assert not checkpoint_path(tmp_path, CARD.task, CARD.architecture).exists()
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_is_found(
+    network: LensNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(network, tmp_path, CARD)
+    other = copy.deepcopy(network)
+    other.output_shift.fill_(7.0)
+    kill_between_the_moves(monkeypatch)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(other, tmp_path, dataclasses.replace(CARD, seed=9))
+
+    with pytest.raises(ValueError, match=r"damaged, its SHA-256 .* --refit"):
+        verify_checkpoint(path)
+
+
 def test_weights_of_another_input_size_are_refused(network: LensNetwork, tmp_path: Path) -> None:
     same = write_checkpoint(network, tmp_path / "same", dataclasses.replace(CARD, input_size=150))
     other = write_checkpoint(network, tmp_path / "other", dataclasses.replace(CARD, input_size=224))
 
     assert load_checkpoint(same)[0].input_size == 150
-    with pytest.raises(ValueError, match="an input of 224 px, and mobilenetv3_small has 150 px now"):
-        load_checkpoint(other)
+    for read in (load_checkpoint, verify_checkpoint):
+        with pytest.raises(ValueError, match="an input of 224 px, and mobilenetv3_small has 150 px now"):
+            read(other)
 
 
 @pytest.fixture
