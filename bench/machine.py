@@ -19,7 +19,8 @@ CEILINGS = """\
 - `fraction_of_roof` in `table.csv` is the network's operations per image (a multiply-add is two) times the row's
   throughput, over that arithmetic at the row's precision: a fraction of the arithmetic roof alone. A network of
   depthwise convolutions, as MobileNet, is bound by memory and launches, and usually stays far below for that reason. It
-  is a roof of torch's making: a row beyond 100 % has a better kernel than torch's best."""
+  is a roof of torch's making: a row beyond 100 % needs fewer operations than are counted (Winograd), or has a better
+  kernel than the one that was measured as the ceiling."""
 
 
 def describe_ceilings(about: Mapping[str, object]) -> str:

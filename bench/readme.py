@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,11 @@ HEADER = ("task", "batch", "network", "runtime", "latency p50 [ms]", "img/s", "q
 NUMERIC = ("batch", "latency p50 [ms]", "img/s", "vs. eager fp32")
 
 DRIFT = (
-    "`non-inferior`: its answers to the same test images are worth as much as eager fp32's, within a margin; rows that "
-    "are `worse` are on no frontier, and stand in the run's own tables."
+    "`non-inferior`: its answers to the same test images are worth as much as eager fp32's, within a margin; `cannot "
+    "tell`: the test images are too few to say; rows that are `worse` are on no frontier, and stand in the run's own "
+    "tables."
 )
+ALONE = "Latency is that of a whole batch and, like img/s, of the network alone, its images ready in memory."
 
 
 def splice(path: Path, report: Report) -> None:
@@ -146,19 +149,56 @@ def _not_executed(rows: Iterable[Row]) -> list[str]:
     ]
 
 
+def _end_to_end(rows: Iterable[Row]) -> list[str]:
+    """Return a sentence on that of *rows* whose way end to end is longest beside its latency; none if none has one."""
+    known = [row for row in rows if not math.isnan(row.cost["end_to_end_p50_s"])]
+    if not known:
+        return []
+    row = max(known, key=_times_as_long)
+    case, times = row.record.case, cell.significant(_times_as_long(row), 2)
+    whole, alone = (cell.significant(1e3 * row.cost[name]) for name in ("end_to_end_p50_s", "latency_p50_s"))
+    return [
+        f"The way from stored images to answers takes up to {times} times as long: {whole} instead of {alone} ms for "
+        f"{case.network} on {case.task}, {cell.runtime(row)} {case.precision}, batch {case.batch_size} "
+        "(`end_to_end_p50_s` in the run's `table.csv`)."
+    ]
+
+
+def _times_as_long(row: Row) -> float:
+    return row.cost["end_to_end_p50_s"] / row.cost["latency_p50_s"]
+
+
+def _validity(report: Report) -> list[str]:
+    """Return a sentence on how many rows are not valid, and how many blocks were rejected; none if all are valid."""
+    records = [row.record for row in report.rows.values() if row.record.timing]
+    verdicts = [record.validity for record in records]
+    others = len(verdicts) - verdicts.count("valid")
+    if not others:
+        return []
+    accepted = [block.accepted for record in records if record.timing for block in record.timing.blocks]
+    rejected = f"{100 * accepted.count(False) / max(len(accepted), 1):.0f} % of all blocks of calls were rejected"
+    contended = verdicts.count("contended")
+    return [
+        f"Of {len(verdicts)} measured rows {others} are not `valid`, {contended} of them for other work on the "
+        f"machine; {rejected}."
+    ]
+
+
 def _remarks(report: Report, groups: Iterable[Sequence[Row]], shown: Sequence[Row], left_out: Sequence[str]) -> str:
     """Return what a reader must know beside the table."""
-    measured = [row.record.validity for row in report.rows.values() if row.record.timing]
-    others, contended = len(measured) - measured.count("valid"), measured.count("contended")
-    which = "Of the rows to which"
-    if others and any(row.frontier_kind != "provisional" for row in shown):
-        which = f"Of the `valid` rows (of {len(measured)} measured ones {others} are not, {contended} of these for "
-        which += "other work on the machine), those to which"
-    text = f"{which} none is as good on both latency and quality and better on one: each network's fastest, "
-    text += "and its fastest that is `non-inferior`. ± is the 95 % interval of the median within this run; whole runs "
-    text += "differ by more (METHODOLOGY.md, at the end)."
+    doubts = _validity(report)
+    which = "`valid` rows" if doubts and any(row.frontier_kind != "provisional" for row in shown) else "rows"
+    told = [
+        f"Of the {which} that no other one beats (faster and no worse, or better and no slower): each network's "
+        "fastest, and its fastest that is `non-inferior`.",
+        *doubts,
+        ALONE,
+        *_end_to_end(shown),
+        "± is the 95 % interval of the median within this run; whole runs differ by more (METHODOLOGY.md, at the end).",
+    ]
     if not report.levels:
-        text += " No earlier run of this machine was there to tell whether all of this one was slow."
+        told.append("This is the first known run on the machine: nothing tells whether all of it was slow.")
+    text = " ".join(told)
     text += " The last column compares with eager fp32 of the same network; ~: one of the two is not `valid`."
     if not left_out and (hidden := sum(map(len, groups)) - len(shown)):
         text += f" {hidden} more are in the run's `pareto.csv`."

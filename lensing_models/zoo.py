@@ -20,9 +20,14 @@ PAGE, SUFFIX = "README.md", ".safetensors"
 SHOWN = 2  # metrics of a task
 HEAD = """# Checkpoints
 
+`bench.run` takes the files of `results/checkpoints`, or of the folder that `--checkpoints` names, and none below it.
+
 Test metrics of the rounded weights, eager fp32, with 95 % intervals (bootstrap over the test images).
+*Sky* is what training and test images show: a set of physical assumptions (`docs/data.md`), or the kind of archive.
 *Published* is of the DeepLense archives or Galaxy Zoo: **other images**, so the two stand side by side and do not
 compare digit by digit. *Epochs* are those until the best validated one, whose weights these are.
+*Test split used N times*: N fits to these data at this path, this one the last, were scored on it, so it may have been
+chosen by its score.
 `python -m lensing_models.zoo FOLDER` writes this page and `index.json` from the cards.
 """
 

@@ -522,6 +522,34 @@ def test_readme_shows_of_each_network_its_fastest_row_and_its_fastest_that_is_su
     assert "TensorRT: not executed on this machine." in text
 
 
+def test_readme_says_where_the_way_end_to_end_is_longest_beside_the_latency(tmp_path: Path) -> None:
+    stages = {"eager": make_stages(whole_s=0.025), "onnx": make_stages(whole_s=0.015)}
+    records = [
+        ok("eager", 0.02, 0.98, end_to_end=stages["eager"]),
+        ok("onnx", 0.01, 0.97, end_to_end=stages["onnx"], architecture="mobilenetv3_small"),
+    ]
+    readme = tmp_path / "README.md"
+    readme.write_text(MARKED, encoding="utf-8")
+
+    report_main(write_run(tmp_path / "run", records), "--readme", readme)
+
+    told = "takes up to 1.5 times as long: 15.0 instead of 10.0 ms for mobilenetv3_small on substructure, onnx fp32"
+    assert told in readme.read_text(encoding="utf-8")
+
+
+def test_readme_counts_what_is_not_valid_and_what_was_rejected(tmp_path: Path) -> None:
+    disturbed = make_record(
+        make_case(backend="onnx"), timing=make_timing([[0.01]] * 4, rejected=[0, 1]), validity="contended"
+    )
+    readme = tmp_path / "README.md"
+    readme.write_text(MARKED, encoding="utf-8")
+
+    report_main(write_run(tmp_path / "run", [ok("eager", 0.01, 0.98), disturbed]), "--readme", readme)
+
+    told = "Of 2 measured rows 1 are not `valid`, 1 of them for other work on the machine; 17 % of all blocks of calls"
+    assert told in readme.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("text", ["no markers", "<!-- results:end --> <!-- results:begin -->", MARKED + MARKED])
 def test_readme_without_one_pair_of_markers_is_one_line_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
