@@ -11,6 +11,7 @@ from bench.level import AnchorTime, estimate
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import Block, Case
 from bench.run_folder import RunFolder
+from bench.statistic import accepted_blocks
 
 #: The same in every run: noise for images, random weights, eager fp32, one image a call. The first is bound by the
 #: work of its many small layers; the weights of the second, 45 MB, do not stay in a cache that others use too.
@@ -62,10 +63,10 @@ class Anchors:
 
     def times(self, blocks: Sequence[Block]) -> dict[str, AnchorTime]:
         """Return by anchor its time in the rounds of *blocks* that count, of this group [s]; see `estimate`."""
-        rounds = {block.round for block in blocks if block.accepted}
+        rounds = {block.round for block in accepted_blocks(blocks)}
         found = {
             member.case.architecture: [
-                block for block in member.blocks[since:] if block.accepted and block.round in rounds
+                block for block in accepted_blocks(member.blocks[since:]) if block.round in rounds
             ]
             for member, since in zip(self._members, self._since, strict=True)
         }

@@ -38,10 +38,10 @@ def evidence_section(report: Report) -> list[str]:
 def _told(row: Row) -> Iterator[str]:
     """Yield what the session of *row* says, shortened where it lists layers."""
     for name, value in evidence_of(row).items():
-        if name not in LEFT_OUT and not name.startswith(SATURATED):
-            yield f"{name.replace('_', ' ')} {_short(value)}"
+        if name not in LEFT_OUT and not name.startswith(SATURATED) and value is not None:
+            yield f"{name.replace('_', ' ')} {_short(name, value)}"
 
 
-def _short(value: Scalar) -> str:
-    """Return *value* without the list behind a colon and a space: which layers, not only how many."""
-    return str(value).partition(": ")[0]
+def _short(name: str, value: Scalar) -> str:
+    """Return *value*, of layers only how many, without which they are behind the colon."""
+    return str(value).partition(": ")[0] if name.startswith("kept_") else str(value)

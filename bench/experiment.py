@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.crew import compared_images
-from bench.interleave import BLOCK_PATIENCE_S, Limits, Member, measure_group
+from bench.interleave import BLOCK_PATIENCE_S, Limits, Member, block_limit, measure_group
 from bench.largest import Largest
 from bench.machine_facts import Energy
-from bench.measure import LoadMeter
+from bench.measure import LoadMeter, stopwatch
 from bench.process import WorkerError
-from bench.records import FOREIGN_LIMIT, Block, Scalar, Stages, Timing
+from bench.records import Block, Scalar, Stages, Timing
 from bench.saturate import IN_FLIGHT
 
 #: In the order of a worker's answer.
@@ -66,6 +66,7 @@ def gather(member: Member) -> Findings:
 def time_end_to_end(member: Member, findings: Findings, extras: Extras) -> None:
     """Time the stages of *member*'s open session into *findings*."""
     meter = LoadMeter([member.worker.pid], member.case.threads)
+    elapsed = stopwatch()
     try:
         columns = member.worker.ask(
             "end_to_end", extras.end_to_end_calls, extras.end_to_end_s, patience_s=BLOCK_PATIENCE_S
@@ -73,9 +74,10 @@ def time_end_to_end(member: Member, findings: Findings, extras: Extras) -> None:
     except WorkerError as error:
         findings.remarks.append(f"end to end: {error}")
         return
-    load = meter.read()
+    wall_s, load = elapsed(), meter.read()
     samples = dict(zip(STAGES, columns, strict=True))
-    findings.end_to_end = Stages(**samples, foreign_load=load, accepted=not load > FOREIGN_LIMIT)
+    is_quiet = not load > block_limit(wall_s, member.case.threads)
+    findings.end_to_end = Stages(**samples, foreign_load=load, accepted=is_quiet)
 
 
 def time_gpu(member: Member, findings: Findings, extras: Extras) -> None:

@@ -14,7 +14,7 @@ from bench.measure import CHANCE_TICKS, TICK_S, LoadMeter, stopwatch
 from bench.process import Worker, WorkerError
 from bench.quiet import review, slow_rounds
 from bench.records import FOREIGN_LIMIT, FOREIGN_LOAD, Block, Case, Timing
-from bench.statistic import half_width
+from bench.statistic import accepted_blocks, half_width
 
 #: Accepted blocks after which the interval is looked at; looking after every block would stop
 #: too early too often.
@@ -137,7 +137,7 @@ def slow_rounds_of(anchors: Sequence[Member], since: Sequence[int]) -> frozenset
 
 def why_stop(timing: Timing, limits: Limits) -> str:
     """Return why measuring ends after these blocks, or an empty string to go on."""
-    accepted = [block for block in timing.blocks if block.accepted]
+    accepted = accepted_blocks(timing.blocks)
     accepted_s = sum(sum(block.samples_s) for block in accepted)
     total_s = sum(sum(block.samples_s) for block in timing.blocks)
     samples = sum(len(block.samples_s) for block in accepted)

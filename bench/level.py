@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 
 from bench.json_lines import append_line, from_json
 from bench.records import Block, Environment, RunRecord, Timing
+from bench.statistic import accepted_blocks
 
 #: An anchor was slow in the rounds of a row if it surely took this much of its level: the lower end of its time,
 #: with 95 % confidence, is above it.
@@ -128,7 +129,7 @@ def run_levels(records: Iterable[RunRecord]) -> dict[str, float]:
 
 def _possible_times(timing: Timing) -> Iterator[tuple[str, float]]:
     """Yield what each anchor took in the rounds of *timing* [s], or the upper end of it if those are too few."""
-    enough = sum(block.accepted for block in timing.blocks) >= timing.required_blocks
+    enough = len(accepted_blocks(timing.blocks)) >= timing.required_blocks
     for name, time_s in timing.anchor_s.items():
         low_s = timing.anchor_low_s.get(name)
         if enough:

@@ -16,7 +16,7 @@ PROVISIONAL = "*provisional, measured under load*"
 WORK = {
     "build": "build (export, compile, load, first calls)",
     "quality": "quality (reference, scoring)",
-    "measuring": "measuring (blocks that count, the anchor, end to end, energy)",
+    "measuring": "measuring (blocks that count, the anchors, end to end, time of the GPU, energy)",
     "rejected": "measuring (rejected blocks)",
     "tuning": "tuning (search of the fastest settings)",
     "other": "other (imports, processes, records)",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench.interleave import Limits, Member, measure_group, slow_rounds_of
 from bench.quiet import review
 from bench.records import Block
+from bench.statistic import accepted_blocks, lost_processes
 
 #: The reason for which a case ended that is told where its processes ended for several.
 SEVEREST = ("time_budget", "most_blocks", "target_ci")
@@ -83,13 +85,19 @@ def measure_passes(
         short = [member for member in known.values() if not member.failure and is_short(member, limits)]
         if not short:
             break
-        wanted = [max(limits.blocks - len(accepted(one)), share.blocks if lost_processes(one) else 0) for one in short]
+        wanted = [missing_blocks(one, limits, share) for one in short]
         left = [2 * limits.most_blocks - len(one.blocks) for one in short]
         few = min(max(wanted), share.most_blocks, max(left))
         again = [
-            open_again(member, lost[0]) if (lost := lost_processes(member)) else continued(member) for member in short
+            open_again(member, lost[0]) if (lost := lost_processes(member.blocks)) else continued(member)
+            for member in short
         ]
+        reasons = {member.case.key: member.stop_reason for member in short}
         measure(again, replace(share, blocks=few, most_blocks=few, samples=0), turn)
+        for key, reason in reasons.items():
+            # The blocks of this pass were given to it; only its time can have ended the case otherwise.
+            if known[key].stop_reason != "time_budget":
+                known[key].stop_reason = reason
     for member in known.values():
         if not member.failure:
             on_done(member)
@@ -101,26 +109,32 @@ def is_short(member: Member, limits: Limits) -> bool:
 
     Rounds of a process that has ended may be rejected once the anchors have told more.
     """
-    counted = accepted(member)
+    counted = accepted_blocks(member.blocks)
     if len(counted) == len(member.blocks) or seconds(counted) >= limits.case_s:
         return False
     spent = len(member.blocks) >= 2 * limits.most_blocks or seconds(member.blocks) >= 2 * limits.case_s
-    return not spent and (len(counted) < limits.blocks or bool(lost_processes(member)))
+    return not spent and bool(missing_blocks(member, limits, limits))
+
+
+def missing_blocks(member: Member, limits: Limits, share: Limits) -> int:
+    """Return how many blocks *member* needs to have what *limits* ask of blocks, samples and processes.
+
+    A process that has lost everything is made up for by as many as *share* gives one.
+    """
+    counted = accepted_blocks(member.blocks)
+    samples = [len(block.samples_s) for block in member.blocks]
+    lacking = limits.samples - sum(len(block.samples_s) for block in counted)
+    return max(
+        limits.blocks - len(counted),
+        math.ceil(lacking / max(statistics.fmean(samples), 1)),
+        share.blocks if lost_processes(member.blocks) else 0,
+        0,
+    )
 
 
 def seconds(blocks: Sequence[Block]) -> float:
     """Return the timed calls of *blocks* [s]."""
     return sum(sum(block.samples_s) for block in blocks)
-
-
-def accepted(member: Member) -> list[Block]:
-    """Return the blocks of *member* that count."""
-    return [block for block in member.blocks if block.accepted]
-
-
-def lost_processes(member: Member) -> list[int]:
-    """Return the processes of *member* none of whose blocks counts: without them its interval would be too narrow."""
-    return sorted({block.process for block in member.blocks} - {block.process for block in accepted(member)})
 
 
 def continued(member: Member) -> Member:

@@ -9,6 +9,7 @@ from bench.crew import Crew
 from bench.experiment import Findings
 from bench.machine_facts import read_ceilings
 from bench.measure import utc_now
+from bench.parity import worse_of
 from bench.provision import Provision
 from bench.records import Case, Parity, RunRecord, Timing
 from bench.run_folder import RunFolder
@@ -81,7 +82,7 @@ class Recorder:
                 flop_per_image=flop_per_image,
                 roof_flop_s=read_ceilings(self._folder.facts()).matmul_flop_s.get(case.precision),
             ),
-            parity=crew.worst_parity,
+            parity=worse_of(earlier.parity, crew.worst_opened) if earlier else crew.worst_parity,
             quality=crew.quality,
             quality_images=crew.quality_images,
             quality_intervals=crew.quality_intervals,

@@ -84,9 +84,11 @@ def run(argv: Sequence[str]) -> int:
     check_numbers(options)
     device = resolve_device(options.device, listing=options.list)
     threads = resolve_threads(options.threads)
+    # Kept with the run: what lies in --data may have changed when it is resumed.
+    options.tasks = choose_tasks(options.tasks, options.models, options.data)
     sweep = expand_sweep(
         models=options.models,
-        tasks=choose_tasks(options.tasks, options.models, options.data),
+        tasks=options.tasks,
         backends=options.backends,
         precisions=options.precisions,
         batch_sizes=options.batch_sizes,

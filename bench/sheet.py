@@ -91,7 +91,7 @@ def _said(name: str, row: Row) -> Cell:
 
 
 def _evidence(row: Row) -> Cell:
-    return "; ".join(f"{name} {value}" for name, value in evidence_of(row).items()) or None
+    return "; ".join(f"{name} {value}" for name, value in evidence_of(row).items() if value is not None) or None
 
 
 def _quality(name: str, row: Row) -> Cell:

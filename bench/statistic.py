@@ -32,14 +32,23 @@ class Interval:
     high: float
 
 
+def accepted_blocks(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """Return those of *blocks* that other people's work did not spoil."""
+    return tuple(block for block in blocks if block.accepted)
+
+
+def lost_processes(blocks: Sequence[Block]) -> list[int]:
+    """Return the processes none of whose *blocks* is accepted: an interval without them would be too narrow."""
+    return sorted({block.process for block in blocks} - {block.process for block in accepted_blocks(blocks)})
+
+
 def counted_blocks(timing: Timing) -> tuple[Block, ...]:
     """Return the accepted blocks, or every block where none was accepted.
 
     The figures of a case whose every block was disturbed are worth showing; `judge` says that
     they were.
     """
-    accepted = tuple(block for block in timing.blocks if block.accepted)
-    return accepted or timing.blocks
+    return accepted_blocks(timing.blocks) or timing.blocks
 
 
 def counted_samples(timing: Timing) -> NDArray[np.float64]:
@@ -86,7 +95,7 @@ def latency_ratio(first: Timing, second: Timing) -> Interval:
         NaN bounds with fewer than two pairs; all NaN without one.
     """
     medians = [
-        {block.round: np.median(block.samples_s) for block in timing.blocks if block.accepted}
+        {block.round: np.median(block.samples_s) for block in accepted_blocks(timing.blocks)}
         for timing in (first, second)
     ]
     rounds = sorted(medians[0].keys() & medians[1].keys())
@@ -176,10 +185,8 @@ def judge(timing: Timing, evidence: Mapping[str, Scalar], precision: str) -> Val
     """
     if evidence.get("fallback") or evidence.get("precision", precision) != precision:
         return "fallback"
-    accepted = sum(block.accepted for block in timing.blocks)
-    # A process that lost all its blocks would leave the interval to the others, too narrow.
-    is_partial = {block.process for block in timing.blocks} != {block.process for block in counted_blocks(timing)}
-    if accepted < timing.required_blocks or is_partial:
+    accepted = len(accepted_blocks(timing.blocks))
+    if accepted < timing.required_blocks or lost_processes(timing.blocks):
         return "contended" if accepted < len(timing.blocks) else "undersampled"
     if mean_foreign_load(timing) > FOREIGN_LIMIT:
         return "contended"

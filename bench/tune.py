@@ -13,7 +13,7 @@ from bench.knob import Settings, Try, Tuning, apply_settings, knobs_of
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import BUILD, Block, Case, Scalar
 from bench.run_folder import RunFolder, read_tunings
-from bench.statistic import latency_ratio
+from bench.statistic import accepted_blocks, latency_ratio
 from bench.timetable import Timetable
 
 #: Blocks of a try, and of the best so far beside it, and how many pairs of them must be clean.
@@ -174,7 +174,7 @@ def race(holder: Worker, challenger: Worker, settings: Settings) -> Try:
         if member.failure:
             whose = "the settings it was compared with: " if member.worker is holder else ""
             raise WorkerError(f"{whose}{member.failure}")
-    rounds = [{block.round for block in member.blocks if block.accepted} for member in pair]
+    rounds = [{block.round for block in accepted_blocks(member.blocks)} for member in pair]
     if len(rounds[0] & rounds[1]) < FEWEST_PAIRS:
         raise WorkerError("other people's work spoilt too many of its blocks")
     ratio = latency_ratio(pair[1].timing(LIMITS), pair[0].timing(LIMITS))

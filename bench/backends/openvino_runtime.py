@@ -72,6 +72,8 @@ class OpenVinoBackend(Tunable):
         if case.precision == "int8":
             quantized = quantized_file(network, workdir, OPENVINO, case)
             path, facts = quantized.path, quantized.facts
+            if case.has_variant(IN_BF16):
+                facts = {("kept_bf16" if name == "kept_fp32" else name): value for name, value in facts.items()}
         else:
             path = onnx_file(network, workdir, "fp32")
         core = the_core()

@@ -45,6 +45,16 @@ def test_the_table_has_what_each_row_says_whole(tmp_path: Path) -> None:
     assert row["precision_that_ran"] == "int8"
 
 
+def test_reasons_are_told_whole_and_what_nobody_knows_is_not(tmp_path: Path) -> None:
+    facts: dict[str, Scalar] = {"precision": "fp32", "threads": None, "not_captured": "ONNX Runtime: it may not wait"}
+    run = write_run(tmp_path, [said(facts, asked="fp32")])
+
+    write_report(run)
+
+    assert lines_of(run)[2:] == ["| resnet18 | onnx | fp32 | fp32 | 1 | not captured ONNX Runtime: it may not wait |"]
+    assert "threads None" not in (run / "table.csv").read_text(encoding="utf-8")
+
+
 def test_a_run_whose_sessions_said_nothing_has_no_such_section(tmp_path: Path) -> None:
     run = write_run(tmp_path, [said({})])
 

@@ -135,6 +135,26 @@ def test_what_was_rejected_afterwards_is_made_up_for_in_the_last_process() -> No
     assert done == [member]
 
 
+def test_samples_of_the_tail_that_were_rejected_afterwards_are_made_up_for() -> None:
+    anchor = Member(case=make_case(variant="anchor"), worker=Slowing([0.02, 0.02, *[0.01] * 20]))  # type: ignore[arg-type]
+    limits = replace(LIMITS, samples=30)  # of ten blocks
+
+    (member,), _, _ = measure(in_processes("a", 0.1, 0.1), anchor=anchor, limits=replace(limits, most_blocks=10))
+
+    assert sum(block.accepted for block in member.blocks) == 10
+    assert len(member.blocks) == 12
+
+
+def test_making_up_is_no_reason_to_have_ended() -> None:
+    anchor = Member(case=make_case(variant="anchor"), worker=Slowing([0.02, 0.02, *[0.01] * 40]))  # type: ignore[arg-type]
+    limits = Limits(blocks=12, most_blocks=64, case_s=30.0, target_ci=0.01)
+
+    (member,), _, _ = measure(in_processes("a", 0.1, 0.1), anchor=anchor, limits=limits)
+
+    assert [block.accepted for block in member.blocks].count(False) == 2
+    assert member.stop_reason == "target_ci"
+
+
 def test_a_process_that_lost_everything_is_replaced() -> None:
     anchor = Member(case=make_case(variant="anchor"), worker=Slowing([0.02] * 4 + [0.01] * 20))  # type: ignore[arg-type]
 

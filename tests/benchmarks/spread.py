@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from bench.ending import SPOILT
@@ -101,9 +101,11 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as stack:
         out = options.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spread-")))
         if options.hogs:
-            stack.enter_context(kept_levels(CACHE / LEVELS))
             stack.enter_context(hogs(options.hogs))
-        runs = [run_once(options.options or CASES, out / str(number)) for number in range(options.runs)]
+        runs = []
+        for number in range(options.runs):
+            with kept_levels(CACHE / LEVELS) if options.hogs else nullcontext():
+                runs.append(run_once(options.options or CASES, out / str(number)))
     demand = DEMANDS[options.hogs > 0]
     if (worst := report(runs)) is None:
         print("no case has two valid rows: nothing to judge")

@@ -49,7 +49,11 @@ def test_the_evidence_counts_what_ran_in_integers(backend: str, variant: str, wo
     # Four convolutions and a classifier; of the five, mixed may keep two.
     assert sum(counts.values()) == 4
     assert sum(counts.get(name, 0) for name in ("int8", "u8", "i8")) >= (4 if variant == "default" else 2)
-    assert ("kept_fp32" in evidence) is (variant != "default")
+    assert {name for name in evidence if name.startswith("kept_")} == {
+        "default": set(),
+        "mixed": {"kept_fp32"},
+        "mixed+bf16": {"kept_bf16"},
+    }[variant]
     assert 0 < compare(outputs, exact, "int8").error < 0.05
 
 
