@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lensing_models.network import LensNetwork
 
 #: Images of the training split by which a network is quantised, or all if there are fewer.
-CALIBRATION_IMAGES = 128
+CALIBRATION_IMAGES = 192
 #: Images of a job without a data set.
 NOISE_IMAGES = 8
 

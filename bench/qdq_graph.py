@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.equalize import equalize, tensors_of
+
 #: Images of one calibration run.
 BATCH = 8
 #: Operations with weights: what is called a layer here.
@@ -70,14 +72,16 @@ class Quantizer:
     def __init__(self, path: Path, scheme: Scheme, images: Images) -> None:
         import onnx
 
-        self._scheme = scheme
-        self.model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-        self._ranges = narrow_ranges(self.model, find_ranges(path, images))
+        self._scheme, self._images = scheme, images
+        self.model = equalize_by(images, onnx.shape_inference.infer_shapes(onnx.load(str(path))))
+        self._ranges = narrow_ranges(self.model, find_ranges(self.model, images))
         #: By name of a layer, the node with its weights and those without that follow it.
         self.layers = name_layers(self.model, scheme.operations)
 
     def save(self, path: Path, keep: Collection[str] = (), only: Collection[str] | None = None) -> None:
-        """Write the graph to *path*, and check it.
+        """Write the graph to *path*, its answers over the calibration images moved by what 8 bits move their mean.
+
+        The bias of the last layer makes up for it; the file is checked.
 
         Args:
             path: Where to.
@@ -86,11 +90,23 @@ class Quantizer:
         """
         import onnx
 
-        onnx.save(self.quantize(keep, only), str(path))
+        graph = self.quantize(keep, only)
+        if (head := last_layer(self.model)) is not None:
+            now, before = (run_graph(one, self._images, head.output[0]) for one in (graph, self.model))
+            graph = self.quantize(keep, only, shift=(now - before).mean(axis=0, dtype=np.float64))
+        onnx.save(graph, str(path))
         onnx.checker.check_model(str(path), full_check=True)
 
-    def quantize(self, keep: Collection[str] = (), only: Collection[str] | None = None) -> Any:  # onnx is untyped
-        """Return the graph as an onnx.ModelProto; arguments as `save`."""
+    def quantize(
+        self, keep: Collection[str] = (), only: Collection[str] | None = None, shift: NDArray[np.float64] | None = None
+    ) -> Any:  # onnx is untyped
+        """Return the graph as an onnx.ModelProto.
+
+        Args:
+            keep: As of `save`.
+            only: As of `save`.
+            shift: Is taken off the bias of the last layer, (K).
+        """
         import onnx
         from onnxruntime.quantization import CalibrationMethod, QuantType
         from onnxruntime.quantization.calibrate import TensorsData
@@ -100,6 +116,8 @@ class Quantizer:
         nodes = [node for name in chosen for node in self.layers[name]]
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
+        if shift is not None:
+            take_off_bias(model, shift)
         if not nodes:  # an empty list would be taken for all
             return model
         ranges = {name: tuple(np.float32(bound) for bound in bounds) for name, bounds in self._ranges.items()}
@@ -134,8 +152,73 @@ class Quantizer:
         return done
 
 
-def find_ranges(path: Path, images: Images) -> Ranges:
-    """Return the smallest and the largest value of each float tensor of the graph in *path* over *images*."""
+def equalize_by(images: Images, model: Any) -> Any:  # onnx is untyped
+    """Return *model*, the same function, with its channels scaled by what they are on *images* (`bench.equalize`)."""
+    names = tensors_of(model)
+    peaks: dict[str, NDArray[np.float32]] = {}
+    for tensors in run_batches(model, images, names) if names else ():
+        for name, values in zip(names, tensors, strict=True):
+            found = np.abs(values).max(axis=tuple(axis for axis in range(values.ndim) if axis != 1))
+            peaks[name] = np.maximum(peaks.get(name, found), found)
+    return equalize(model, peaks)
+
+
+def run_graph(model: Any, images: Images, name: str = "outputs") -> NDArray[np.float32]:  # onnx is untyped
+    """Return the tensor *name* of the onnx.ModelProto *model* for *images*."""
+    return np.concatenate([tensors[0] for tensors in run_batches(model, images, [name])])
+
+
+def run_batches(
+    model: Any, images: Images, names: Sequence[str]
+) -> Iterator[list[NDArray[np.float32]]]:  # onnx is untyped
+    """Yield the tensors *names* of *model* for `BATCH` of *images* after the other.
+
+    By ONNX Runtime with as many threads as torch.
+    """
+    import onnx
+    import onnxruntime
+    import torch
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    told = {value.name for value in model.graph.output}
+    watched.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in told
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for batch in np.array_split(images, -(-len(images) // BATCH)):
+        yield session.run(list(names), {"images": batch})
+
+
+def last_layer(model: Any) -> Any:  # onnx is untyped
+    """Return the layer with a bias that the outputs come from, or None where there is no such, or more than one."""
+    maker = {name: node for node in model.graph.node for name in node.output}
+    heads: dict[str, Any] = {}
+    front = [value.name for value in model.graph.output]
+    while front:
+        node = maker.get(front.pop())
+        if node is not None and node.op_type in LAYERS:
+            heads[node.output[0]] = node
+        elif node is not None:
+            front += node.input
+    return next((node for node in heads.values() if len(heads) == 1 and len(node.input) == 3), None)
+
+
+def take_off_bias(model: Any, shift: NDArray[np.float64]) -> None:  # onnx is untyped
+    """Take *shift* (K) off the bias of the last layer of the fp32 *model*."""
+    from onnx import numpy_helper
+
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == last_layer(model).input[2])
+    moved = numpy_helper.to_array(bias) - shift
+    bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), bias.name))
+
+
+def find_ranges(model: Any, images: Images) -> Ranges:  # onnx is untyped
+    """Return the smallest and the largest value of each float tensor of *model* over *images*."""
+    import onnx
     from onnxruntime.quantization.calibrate import create_calibrator
 
     class Reader:
@@ -151,7 +234,7 @@ def find_ranges(path: Path, images: Images) -> Ranges:
     with tempfile.TemporaryDirectory() as folder:
         # It leaves files beside the graph, too.
         copy = Path(folder) / "graph.onnx"
-        copy.write_bytes(path.read_bytes())
+        onnx.save(model, str(copy))
         calibrator = create_calibrator(copy, augmented_model_path=str(copy.with_name("augmented.onnx")))
         calibrator.collect_data(Reader())
         found = calibrator.compute_data()

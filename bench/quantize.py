@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.equalize import FLOOR, POWER
 from bench.qdq_graph import LAYERS, Images, Quantizer, Scheme
 from bench.records import DEFAULT, Case, Scalar
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 #: The runtime variant that keeps in fp32 the layers whose quantisation costs most.
 MIXED = "mixed"
 #: Part of every file's key; raised when the way of quantising changes.
-QUANTIZE_VERSION = 1
+QUANTIZE_VERSION = 2
 #: Every so many of the calibration images sets no ranges: the sweep of `bench.sensitivity` judges by them.
-HELD_OUT = 4
+HELD_OUT = 3
 _CPU = ("Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "GlobalAveragePool", "Flatten", "Reshape")
 #: ONNX Runtime's QLinearConv gives 8 bits; the classifier's outputs are answers, and stay float.
 ONNX_RUNTIME = Scheme(name="u8", operations=_CPU, float_outputs=("Gemm",))
@@ -94,7 +95,8 @@ def describe(scheme: Scheme, digest: str) -> str:
     version = importlib.metadata.version
     maker = next(name for name in ("onnxruntime-gpu", "onnxruntime") if _is_installed(name))
     recipe = json.dumps(dataclasses.asdict(scheme), sort_keys=True)
-    return f"int8 {QUANTIZE_VERSION} {recipe} calibration {digest} {HELD_OUT} {maker} {version(maker)}"
+    calibration = f"calibration {digest} {HELD_OUT} equalized {POWER} {FLOOR}"
+    return f"int8 {QUANTIZE_VERSION} {recipe} {calibration} {maker} {version(maker)}"
 
 
 def _is_installed(distribution: str) -> bool:

@@ -14,9 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from bench.export import onnx_file
-from bench.qdq_graph import Quantizer, find_ranges, name_layers, narrow_ranges
+from bench.qdq_graph import Quantizer, find_ranges, name_layers, narrow_ranges, run_graph
 from bench.quantize import ONNX_RUNTIME, OPENVINO, TENSORRT
-from bench.sensitivity import run_graph
 from lensing_models.network import LensNetwork
 
 Build = Callable[[str, str], LensNetwork]
@@ -133,7 +132,7 @@ def test_ranges_are_the_extremes_over_all_images(images: Any, workdir: Path) -> 
     with torch.inference_mode():
         stem = network.backbone.stem(torch.from_numpy(images))  # type: ignore[operator]  # a Conv2d
 
-    ranges = find_ranges(onnx_file(network, workdir), images)
+    ranges = find_ranges(onnx.load(str(onnx_file(network, workdir))), images)
 
     assert ranges["images"] == (images.min(), images.max())
     assert any(np.allclose(found, (stem.min(), stem.max()), atol=1e-5) for found in ranges.values())

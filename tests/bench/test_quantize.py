@@ -74,9 +74,14 @@ def test_another_network_or_other_images_give_another_file(
 
 def test_each_scheme_and_the_mixed_variant_have_a_file_of_their_own(workdir: Path) -> None:
     paths = {quantized_file(network(), workdir, scheme, CASE).path for scheme in (ONNX_RUNTIME, OPENVINO, TENSORRT)}
-    mixed = quantized_file(network(), workdir, ONNX_RUNTIME, replace(CASE, variant="mixed"))
+    spoilt = network()
+    with torch.no_grad():
+        spoilt.backbone.point.weight[0] *= 1000  # type: ignore[union-attr,operator,index]  # a Conv2d
+        spoilt.backbone.classifier.weight[:, 0] /= 1000  # type: ignore[union-attr,operator,index]  # a Linear
+    paths.add(quantized_file(spoilt, workdir, ONNX_RUNTIME, CASE).path)
+    mixed = quantized_file(spoilt, workdir, ONNX_RUNTIME, replace(CASE, variant="mixed"))
 
-    assert len(paths | {mixed.path}) == 4
+    assert len(paths | {mixed.path}) == 5
     assert str(mixed.facts["kept_fp32"]).split(" of ")[1].startswith("5 layers: ")
     assert (workdir / str(mixed.facts["sweep_file"])).exists()
 
