@@ -141,8 +141,7 @@ def why_stop(timing: Timing, limits: Limits) -> str:
     accepted_s = sum(sum(block.samples_s) for block in accepted)
     total_s = sum(sum(block.samples_s) for block in timing.blocks)
     samples = sum(len(block.samples_s) for block in accepted)
-    # Blocks of slow calls hold few samples: as many more are measured, until the time is over.
-    most_blocks = max(limits.most_blocks, math.ceil(limits.samples * len(accepted) / max(samples, 1)))
+    most_blocks = most_blocks_of(timing.blocks, limits)
     is_enough = len(accepted) >= limits.blocks and samples >= limits.samples
     if is_enough and len(accepted) in LOOKS and half_width(timing) <= limits.target_ci:
         return "target_ci"
@@ -151,6 +150,15 @@ def why_stop(timing: Timing, limits: Limits) -> str:
     if len(accepted) >= most_blocks or len(timing.blocks) >= 2 * most_blocks:
         return "most_blocks"
     return ""
+
+
+def most_blocks_of(blocks: Sequence[Block], limits: Limits) -> int:
+    """Return how many accepted blocks a case with these *blocks* may take.
+
+    Blocks of slow calls hold few samples: as many more are measured, until the time is over.
+    """
+    samples = sum(len(block.samples_s) for block in blocks)
+    return max(limits.most_blocks, math.ceil(limits.samples * len(blocks) / max(samples, 1)))
 
 
 def _warm_up(member: Member) -> None:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from bench.interleave import Limits, Member, measure_group, slow_rounds_of
+from bench.interleave import Limits, Member, measure_group, most_blocks_of, slow_rounds_of
 from bench.quiet import review
 from bench.records import Block
 from bench.statistic import accepted_blocks, lost_processes
@@ -86,7 +86,7 @@ def measure_passes(
         if not short:
             break
         wanted = [missing_blocks(one, limits, share) for one in short]
-        left = [2 * limits.most_blocks - len(one.blocks) for one in short]
+        left = [2 * most_blocks_of(one.blocks, limits) - len(one.blocks) for one in short]
         few = min(max(wanted), share.most_blocks, max(left))
         again = [
             open_again(member, lost[0]) if (lost := lost_processes(member.blocks)) else continued(member)
@@ -112,7 +112,8 @@ def is_short(member: Member, limits: Limits) -> bool:
     counted = accepted_blocks(member.blocks)
     if len(counted) == len(member.blocks) or seconds(counted) >= limits.case_s:
         return False
-    spent = len(member.blocks) >= 2 * limits.most_blocks or seconds(member.blocks) >= 2 * limits.case_s
+    most_blocks = 2 * most_blocks_of(member.blocks, limits)
+    spent = len(member.blocks) >= most_blocks or seconds(member.blocks) >= 2 * limits.case_s
     return not spent and bool(missing_blocks(member, limits, limits))
 
 

@@ -19,6 +19,8 @@ from bench.equalize import equalize, tensors_of
 
 #: Images of one calibration run.
 BATCH = 8
+#: Images over which the mean answers are put back.
+MEAN_IMAGES = 64
 #: Operations with weights: what is called a layer here.
 LAYERS = ("Conv", "Gemm")
 #: What is fused with the activation behind it, and with which; Mul stands for x * sigmoid(x).
@@ -92,7 +94,8 @@ class Quantizer:
 
         graph = self.quantize(keep, only)
         if (head := last_layer(self.model)) is not None:
-            now, before = (run_graph(one, self._images, head.output[0]) for one in (graph, self.model))
+            some = self._images[:MEAN_IMAGES]
+            now, before = (run_graph(one, some, head.output[0]) for one in (graph, self.model))
             graph = self.quantize(keep, only, shift=(now - before).mean(axis=0, dtype=np.float64))
         onnx.save(graph, str(path))
         onnx.checker.check_model(str(path), full_check=True)

@@ -28,8 +28,8 @@ TARGET = 0.02
 #: Share of the layers that may be kept; with many more it would not be int8.
 MOST_KEPT = 0.4
 #: More layers than this are swept block by block, and on so many images only: the sweep of the largest network
-#: has to end within the time that a build may take.
-MOST_GROUPS, FEWER_IMAGES = 64, 8
+#: has to end within the time that a build may take. What it keeps is judged by more.
+MOST_GROUPS, FEWER_IMAGES, TRIAL_IMAGES = 64, 8, 32
 
 Outputs = NDArray[np.float32]
 
@@ -82,7 +82,7 @@ def find_sweep(
         sweep = make_sweep(calibrate(), calibration_images(network)[1])
         path.write_text(to_json(sweep) + "\n", encoding="utf-8")
 
-    rule = f"sweep {SWEEP_VERSION} {TARGET} {MOST_KEPT} {MOST_GROUPS} {FEWER_IMAGES}"
+    rule = f"sweep {SWEEP_VERSION} {TARGET} {MOST_KEPT} {MOST_GROUPS} {FEWER_IMAGES} {TRIAL_IMAGES}"
     path = cached_file(network, workdir, f"{rule} {recipe}", ".sweep.json", write)
     return from_json(Sweep, path.read_text(encoding="utf-8")), path
 
@@ -95,7 +95,9 @@ def make_sweep(quantizer: Quantizer, images: Images) -> Sweep:
         return output_error(run_graph(quantizer.quantize(keep, only), images[:most]), exact[:most])
 
     groups = group_layers(list(quantizer.layers))
-    most = FEWER_IMAGES if len(quantizer.layers) > MOST_GROUPS else None
+    is_large = len(quantizer.layers) > MOST_GROUPS
+    most = FEWER_IMAGES if is_large else None
+    images = images[: TRIAL_IMAGES if is_large else None]
     alone = {name: error_of(only=layers, most=most) for name, layers in groups.items()}
     ranked = sorted(groups, key=lambda name: -alone[name])
     plain = error_of()

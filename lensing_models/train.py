@@ -178,8 +178,12 @@ def find_kept(job: Job, arguments: Namespace) -> Card | None:
         try:
             refuse_to_replace(path, why, resume=arguments.resume)
         except ValueError:
-            if not is_held(fit_folder(path)):
-                raise
+            if is_held(fit_folder(path)):
+                return None
+            # Another process may have finished since we looked.
+            kept, why = kept_card(path, job, whole=arguments.time_budget is None)
+            if not kept:
+                refuse_to_replace(path, why, resume=arguments.resume)
     return kept
 
 

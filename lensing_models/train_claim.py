@@ -14,6 +14,8 @@ from lensing_models.checkpoint import Card, read_card, verify_checkpoint
 from lensing_models.job import LAST, Job
 
 LOCK = ".lock"
+#: Seconds after which a folder is another process's, which may only have looked (`is_held`).
+GRACE_S = 0.5
 #: Begins the reason why an intact checkpoint is not that of a job.
 OTHER = "another "
 #: The one reason for which a checkpoint is replaced unasked: the fit is the same, and goes further.
@@ -96,7 +98,7 @@ def hold(folder: Path, *, wait: bool) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=GRACE_S)
     except Timeout as error:
         if not wait:
             raise ValueError(f"{folder}: another process is fitting into it; choose another --out") from error

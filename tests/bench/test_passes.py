@@ -145,6 +145,16 @@ def test_samples_of_the_tail_that_were_rejected_afterwards_are_made_up_for() -> 
     assert len(member.blocks) == 12
 
 
+def test_many_blocks_of_few_samples_are_made_up_for_too() -> None:
+    # Twenty blocks of three samples, where four are the most but for the samples.
+    anchor = Member(case=make_case(variant="anchor"), worker=Slowing([0.02, 0.02, *[0.01] * 40]))  # type: ignore[arg-type]
+    limits = Limits(blocks=2, most_blocks=4, case_s=60.0, target_ci=1e-9, samples=60)
+
+    (member,), _, _ = measure(in_processes("a", 0.1, 0.1), anchor=anchor, limits=limits)
+
+    assert sum(len(block.samples_s) for block in member.blocks if block.accepted) == 60
+
+
 def test_making_up_is_no_reason_to_have_ended() -> None:
     anchor = Member(case=make_case(variant="anchor"), worker=Slowing([0.02, 0.02, *[0.01] * 40]))  # type: ignore[arg-type]
     limits = Limits(blocks=12, most_blocks=64, case_s=30.0, target_ci=0.01)
