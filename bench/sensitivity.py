@@ -89,15 +89,15 @@ def find_sweep(
 
 def make_sweep(quantizer: Quantizer, images: Images) -> Sweep:
     """Return which layers of *quantizer*'s graph are to stay fp32, by their effect on *images*."""
+    is_large = len(quantizer.layers) > MOST_GROUPS
+    images = images[: TRIAL_IMAGES if is_large else None]
     exact = run_graph(quantizer.model, images)
 
     def error_of(keep: Collection[str] = (), only: Collection[str] | None = None, most: int | None = None) -> float:
         return output_error(run_graph(quantizer.quantize(keep, only), images[:most]), exact[:most])
 
     groups = group_layers(list(quantizer.layers))
-    is_large = len(quantizer.layers) > MOST_GROUPS
     most = FEWER_IMAGES if is_large else None
-    images = images[: TRIAL_IMAGES if is_large else None]
     alone = {name: error_of(only=layers, most=most) for name, layers in groups.items()}
     ranked = sorted(groups, key=lambda name: -alone[name])
     plain = error_of()

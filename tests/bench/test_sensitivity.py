@@ -42,6 +42,18 @@ def test_the_layer_that_8_bits_spoil_is_found_and_kept(workdir: Path) -> None:
     assert set(sweep.alone) == {"stem", "depthwise", "gate", "point", "classifier"}
 
 
+def test_a_large_network_is_swept_by_blocks_on_fewer_images(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MOST_GROUPS": 4, "FEWER_IMAGES": 2, "TRIAL_IMAGES": 6}.items():
+        monkeypatch.setattr(f"bench.sensitivity.{name}", value)
+    images = np.random.default_rng(0).random((16, 1, 12, 12), np.float32)
+
+    sweep = make_sweep(Quantizer(onnx_file(small_network(), workdir), ONNX_RUNTIME, images[:8]), images[8:])
+
+    assert sweep.images == 6
+    assert sweep.layers == 5
+    assert 0 < sweep.plain < 1
+
+
 def test_no_more_layers_are_kept_than_it_takes() -> None:
     ranked = [[name] for name in "abcdefghij"]
     left = {0: 0.8, 1: 0.4, 2: 0.1, 3: 0.9 * TARGET}
