@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.onnx_run import Images, run_batches
+
 #: How far channels are made alike: 0 not at all, 1 until the largest activation of each is the same. METHODOLOGY.md,
 #: "int8", has what each gave.
 POWER = 0.75
@@ -46,6 +48,17 @@ class ChannelGroup:
     makers: tuple[Node, ...]
     takers: tuple[Node, ...]
     tensors: tuple[str, ...]
+
+
+def equalize_by(images: Images, model: Any) -> Any:  # onnx is untyped
+    """Return *model*, the same function, with its channels scaled by what they are on *images* (`bench.equalize`)."""
+    names = tensors_of(model)
+    peaks: dict[str, NDArray[np.float32]] = {}
+    for tensors in run_batches(model, images, names) if names else ():
+        for name, values in zip(names, tensors, strict=True):
+            found = np.abs(values).max(axis=tuple(axis for axis in range(values.ndim) if axis != 1))
+            peaks[name] = np.maximum(peaks.get(name, found), found)
+    return equalize(model, peaks)
 
 
 def equalize(model: Any, peaks: Mapping[str, Weights], power: float = POWER) -> Any:

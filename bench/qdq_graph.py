@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.equalize import equalize, tensors_of
+from bench.equalize import equalize_by
+from bench.onnx_run import BATCH, Images, run_graph
 
-#: Images of one calibration run.
-BATCH = 8
 #: Images over which the mean answers are put back.
 MEAN_IMAGES = 64
 #: Operations with weights: what is called a layer here.
@@ -35,7 +34,6 @@ FLAT: Mapping[str, tuple[float, float]] = {
 #: x * sigmoid(x) is within 2.7e-3 of 0 below.
 SILU_FLAT = (-8.0, np.inf)
 
-Images = NDArray[np.float32]
 Ranges = Mapping[str, tuple[float, float]]
 
 
@@ -153,47 +151,6 @@ class Quantizer:
             free_others(done, scheme.operations)
         quantizer.model.topological_sort()
         return done
-
-
-def equalize_by(images: Images, model: Any) -> Any:  # onnx is untyped
-    """Return *model*, the same function, with its channels scaled by what they are on *images* (`bench.equalize`)."""
-    names = tensors_of(model)
-    peaks: dict[str, NDArray[np.float32]] = {}
-    for tensors in run_batches(model, images, names) if names else ():
-        for name, values in zip(names, tensors, strict=True):
-            found = np.abs(values).max(axis=tuple(axis for axis in range(values.ndim) if axis != 1))
-            peaks[name] = np.maximum(peaks.get(name, found), found)
-    return equalize(model, peaks)
-
-
-def run_graph(model: Any, images: Images, name: str = "outputs") -> NDArray[np.float32]:  # onnx is untyped
-    """Return the tensor *name* of the onnx.ModelProto *model* for *images*."""
-    return np.concatenate([tensors[0] for tensors in run_batches(model, images, [name])])
-
-
-def run_batches(
-    model: Any, images: Images, names: Sequence[str]
-) -> Iterator[list[NDArray[np.float32]]]:  # onnx is untyped
-    """Yield the tensors *names* of *model* for `BATCH` of *images* after the other.
-
-    By ONNX Runtime with as many threads as torch.
-    """
-    import onnx
-    import onnxruntime
-    import torch
-
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    told = {value.name for value in model.graph.output}
-    watched.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in told
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for batch in np.array_split(images, -(-len(images) // BATCH)):
-        yield session.run(list(names), {"images": batch})
 
 
 def last_layer(model: Any) -> Any:  # onnx is untyped

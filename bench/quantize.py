@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.equalize import FLOOR, POWER
-from bench.qdq_graph import LAYERS, Images, Quantizer, Scheme
+from bench.onnx_run import Images
+from bench.qdq_graph import LAYERS, Quantizer, Scheme
 from bench.records import DEFAULT, Case, Scalar
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.json_lines import from_json, to_json
-from bench.qdq_graph import Images, Quantizer, run_graph
+from bench.onnx_run import Images, run_graph
+from bench.qdq_graph import Quantizer
 from bench.quantize import calibration_images
 from bench.records import Scalar
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.equalize import channel_groups, equalize, scale_factors, tensors_of
+from bench.equalize import channel_groups, equalize, equalize_by, scale_factors, tensors_of
 from bench.export import onnx_file
-from bench.qdq_graph import Quantizer, equalize_by, run_graph
+from bench.onnx_run import run_graph
+from bench.qdq_graph import Quantizer
 from bench.quantize import ONNX_RUNTIME, OPENVINO, TENSORRT
 from bench.sensitivity import output_error
 from lensing_models.network import LensNetwork
@@ -113,7 +114,7 @@ def test_what_an_operation_that_is_not_homogeneous_takes_is_left_alone(build: Bu
 def test_small_channels_survive_8_bits(uneven: Path, scheme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = run_graph(onnx.load(str(uneven)), IMAGES)
     error = output_error(run_graph(Quantizer(uneven, scheme, IMAGES).quantize(), IMAGES), exact)
-    monkeypatch.setattr("bench.qdq_graph.equalize", lambda model, peaks: model)
+    monkeypatch.setattr("bench.qdq_graph.equalize_by", lambda images, model: model)
     before = output_error(run_graph(Quantizer(uneven, scheme, IMAGES).quantize(), IMAGES), exact)
 
     assert error < before / 3

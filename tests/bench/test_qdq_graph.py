@@ -14,7 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from bench.export import onnx_file
-from bench.qdq_graph import Quantizer, find_ranges, name_layers, narrow_ranges, run_graph
+from bench.onnx_run import run_graph
+from bench.qdq_graph import Quantizer, find_ranges, name_layers, narrow_ranges
 from bench.quantize import ONNX_RUNTIME, OPENVINO, TENSORRT
 from lensing_models.network import LensNetwork
 
