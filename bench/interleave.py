@@ -14,7 +14,7 @@ from bench.measure import CHANCE_TICKS, TICK_S, LoadMeter, stopwatch
 from bench.process import Worker, WorkerError
 from bench.quiet import review, slow_rounds
 from bench.records import FOREIGN_LIMIT, FOREIGN_LOAD, Block, Case, Timing
-from bench.statistic import accepted_blocks, half_width
+from bench.statistic import accepted_blocks, half_width, timed_s
 
 #: Accepted blocks after which the interval is looked at; looking after every block would stop
 #: too early too often.
@@ -138,14 +138,12 @@ def slow_rounds_of(anchors: Sequence[Member], since: Sequence[int]) -> frozenset
 def why_stop(timing: Timing, limits: Limits) -> str:
     """Return why measuring ends after these blocks, or an empty string to go on."""
     accepted = accepted_blocks(timing.blocks)
-    accepted_s = sum(sum(block.samples_s) for block in accepted)
-    total_s = sum(sum(block.samples_s) for block in timing.blocks)
     samples = sum(len(block.samples_s) for block in accepted)
     most_blocks = most_blocks_of(timing.blocks, limits)
     is_enough = len(accepted) >= limits.blocks and samples >= limits.samples
     if is_enough and len(accepted) in LOOKS and half_width(timing) <= limits.target_ci:
         return "target_ci"
-    if accepted_s >= limits.case_s or total_s >= 2 * limits.case_s:
+    if timed_s(accepted) >= limits.case_s or timed_s(timing.blocks) >= 2 * limits.case_s:
         return "time_budget"
     if len(accepted) >= most_blocks or len(timing.blocks) >= 2 * most_blocks:
         return "most_blocks"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from bench.interleave import Limits, Member, measure_group, most_blocks_of, slow_rounds_of
 from bench.quiet import review
 from bench.records import Block
-from bench.statistic import accepted_blocks, lost_processes
+from bench.statistic import accepted_blocks, lost_processes, timed_s
 
 #: The reason for which a case ended that is told where its processes ended for several.
 SEVEREST = ("time_budget", "most_blocks", "target_ci")
@@ -110,10 +110,10 @@ def is_short(member: Member, limits: Limits) -> bool:
     Rounds of a process that has ended may be rejected once the anchors have told more.
     """
     counted = accepted_blocks(member.blocks)
-    if len(counted) == len(member.blocks) or seconds(counted) >= limits.case_s:
+    if len(counted) == len(member.blocks) or timed_s(counted) >= limits.case_s:
         return False
     most_blocks = 2 * most_blocks_of(member.blocks, limits)
-    spent = len(member.blocks) >= most_blocks or seconds(member.blocks) >= 2 * limits.case_s
+    spent = len(member.blocks) >= most_blocks or timed_s(member.blocks) >= 2 * limits.case_s
     return not spent and bool(missing_blocks(member, limits, limits))
 
 
@@ -131,11 +131,6 @@ def missing_blocks(member: Member, limits: Limits, share: Limits) -> int:
         share.blocks if lost_processes(member.blocks) else 0,
         0,
     )
-
-
-def seconds(blocks: Sequence[Block]) -> float:
-    """Return the timed calls of *blocks* [s]."""
-    return sum(sum(block.samples_s) for block in blocks)
 
 
 def continued(member: Member) -> Member:

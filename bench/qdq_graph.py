@@ -155,15 +155,7 @@ class Quantizer:
 
 def last_layer(model: Any) -> Any:  # onnx is untyped
     """Return the layer with a bias that the outputs come from, or None where there is no such, or more than one."""
-    maker = {name: node for node in model.graph.node for name in node.output}
-    heads: dict[str, Any] = {}
-    front = [value.name for value in model.graph.output]
-    while front:
-        node = maker.get(front.pop())
-        if node is not None and node.op_type in LAYERS:
-            heads[node.output[0]] = node
-        elif node is not None:
-            front += node.input
+    heads = {node.output[0]: node for node in _back_to_layers(model) if node.op_type in LAYERS}
     return next((node for node in heads.values() if len(heads) == 1 and len(node.input) == 3), None)
 
 
@@ -234,8 +226,7 @@ def name_layers(model: Any, operations: Sequence[str]) -> dict[str, list[str]]: 
     output it takes first. What follows the last layer on the way to the outputs, the output scale,
     goes with none: it is no part of the backbone and stays float.
     """
-    maker = {name: node for node in model.graph.node for name in node.output}
-    tail = set(_after_last_layer(model, maker))
+    tail = {node.name for node in _back_to_layers(model) if node.op_type not in LAYERS}
     layers: dict[str, list[str]] = {}
     owner: dict[str, str] = {}
     for node in model.graph.node:
@@ -249,14 +240,15 @@ def name_layers(model: Any, operations: Sequence[str]) -> dict[str, list[str]]: 
     return layers
 
 
-def _after_last_layer(model: Any, maker: Mapping[str, Any]) -> Iterator[str]:  # onnx is untyped
-    """Yield the names of the nodes between the last layer and the outputs."""
+def _back_to_layers(model: Any) -> Iterator[Any]:  # onnx is untyped
+    """Yield the nodes from the outputs back to the layers that they come from, these included."""
+    maker = {name: node for node in model.graph.node for name in node.output}
     front = [value.name for value in model.graph.output]
     while front:
         node = maker.get(front.pop())
-        if node is not None and node.op_type not in LAYERS:
-            yield node.name
-            front += node.input
+        if node is not None:
+            yield node
+            front += () if node.op_type in LAYERS else node.input
 
 
 def free_activations(model: Any) -> None:  # onnx is untyped

@@ -37,6 +37,11 @@ def accepted_blocks(blocks: Sequence[Block]) -> tuple[Block, ...]:
     return tuple(block for block in blocks if block.accepted)
 
 
+def timed_s(blocks: Sequence[Block]) -> float:
+    """Return the wall time of all timed calls of *blocks* [s]."""
+    return sum(sum(block.samples_s) for block in blocks)
+
+
 def lost_processes(blocks: Sequence[Block]) -> list[int]:
     """Return the processes none of whose *blocks* is accepted: an interval without them would be too narrow."""
     return sorted({block.process for block in blocks} - {block.process for block in accepted_blocks(blocks)})

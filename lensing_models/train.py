@@ -172,19 +172,26 @@ def find_kept(job: Job, arguments: Namespace) -> Card | None:
     """
     if arguments.refit:
         return None
+    try:
+        return kept_or_refused(job, arguments)[0]
+    except ValueError:
+        if is_held(fit_folder(path_of(job, arguments))):
+            return None
+        # Another process may have finished since we looked.
+        return kept_or_refused(job, arguments)[0]
+
+
+def kept_or_refused(job: Job, arguments: Namespace) -> tuple[Card | None, str]:
+    """Return the card of the checkpoint of *job* if it is kept, or None and why it is to be fitted.
+
+    Raises:
+        ValueError: If the fit would cost somebody's work, and ``--refit`` does not say that it may.
+    """
     path = path_of(job, arguments)
     kept, why = kept_card(path, job, whole=arguments.time_budget is None)
-    if not kept:
-        try:
-            refuse_to_replace(path, why, resume=arguments.resume)
-        except ValueError:
-            if is_held(fit_folder(path)):
-                return None
-            # Another process may have finished since we looked.
-            kept, why = kept_card(path, job, whole=arguments.time_budget is None)
-            if not kept:
-                refuse_to_replace(path, why, resume=arguments.resume)
-    return kept
+    if not kept and not arguments.refit:
+        refuse_to_replace(path, why, resume=arguments.resume)
+    return kept, why
 
 
 def claim(job: Job, arguments: Namespace, stack: ExitStack, *, wait: bool) -> tuple[Card | None, str]:
@@ -204,10 +211,7 @@ def claim(job: Job, arguments: Namespace, stack: ExitStack, *, wait: bool) -> tu
     stack.enter_context(hold(fit_folder(path), wait=wait))
     if arguments.refit and read_stamp(path) == before:
         return None, "--refit" if path.exists() else "not there yet"
-    kept, why = kept_card(path, job, whole=arguments.time_budget is None)
-    if not kept and not arguments.refit:
-        refuse_to_replace(path, why, resume=arguments.resume)
-    return kept, why
+    return kept_or_refused(job, arguments)
 
 
 def fit_one(job: Job, arguments: Namespace, cluster: Cluster | None) -> str:
