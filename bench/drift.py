@@ -17,10 +17,12 @@ from scipy.special import bdtr
 
 from bench.drift_facts import Drift, Estimate
 from bench.margin import MARGINS, RELATIVE
+from bench.paired import LEVEL, with_paired_interval
+from bench.parity import compare
 from lensing_models.metrics import log_softmax, residual
 from lensing_models.specs import FloatArray, LabelArray, TaskSpec
 
-RESAMPLES, SEED, LEVEL = 1000, 0, 0.95
+RESAMPLES, SEED = 1000, 0
 #: Resamples that are in memory at a time.
 CHUNK = 50
 #: Flips that a record lists; all can be found in the run's ``outputs``.
@@ -60,7 +62,7 @@ def measure_drift(
     """Return how *outputs* (N, K) differ from *reference* (N, K), image by image.
 
     Each resample draws images, and both answer for the same ones: what makes an image hard for both
-    cancels.
+    cancels. The interval of an accuracy is by the images lost and gained (`bench.paired`), for few differ.
 
     Args:
         task: Names the metrics.
@@ -84,7 +86,7 @@ def measure_drift(
     flipped = np.flatnonzero(classes != before)
     lost = int(np.count_nonzero(before[flipped] == labels[flipped]))
     gained = int(np.count_nonzero(classes[flipped] == labels[flipped]))
-    return Drift(
+    drift = Drift(
         images=len(labels),
         differences=estimates,
         flips=len(flipped),
@@ -93,6 +95,7 @@ def measure_drift(
         flipped=tuple(flipped[:MOST_LISTED].tolist()),
         mcnemar_p=mcnemar(lost, gained),
     )
+    return with_paired_interval(drift, agrees=compare(outputs, reference, "fp32").passed)
 
 
 def mcnemar(lost: int, gained: int) -> float:

@@ -15,8 +15,6 @@ DriftVerdict = Literal["non-inferior", "worse", "cannot tell", ""]
 MARGINS: Mapping[str, float] = {"accuracy": 0.005, "auc": 0.002, "mse": 0.02}
 #: Metrics whose differences and margins are in units of the reference's value.
 RELATIVE = frozenset({"mse"})
-#: Differences are multiples of one image, and those often of the margin: 0.9 - 0.905 is not -0.005 in binary.
-ROUNDING = 1e-9
 
 
 def parse_margins(text: str) -> dict[str, float]:
@@ -57,7 +55,7 @@ def judge_drift(drift: Drift | None, margins: Mapping[str, float]) -> DriftVerdi
     """
     if drift is None:
         return ""
-    harms = [(*_harm(difference), margins[difference.metric] + ROUNDING) for difference in drift.differences]
+    harms = [(*_harm(difference), margins[difference.metric]) for difference in drift.differences]
     if any(least > margin for least, _, margin in harms):
         return "worse"
     # Written so that NaN, a metric that is not defined, cannot be told.

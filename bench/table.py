@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.level import review_rows
 from bench.margin import DriftVerdict, judge_drift, read_margins
 from bench.metrics import COST_METRICS, known_cost_metrics
+from bench.paired import with_paired_interval
 from bench.pareto import Directed, Point, frontier
 from bench.records import Environment, RunRecord, Scalar, Validity
 from bench.scenario_record import ScenarioRecord
@@ -177,7 +178,7 @@ def make_rows(
         margins: By which drift is judged.
         levels: How fast the anchors can be by earlier runs [s]; rows that met them slower are contended.
     """
-    latest = {record.case.key: record for record in review_rows(records, levels)}
+    latest = {record.case.key: _restated(record) for record in review_rows(records, levels)}
     rows = {
         key: Row(record=record, cost=_costs(record), drift_verdict=judge_drift(record.drift, margins))
         for key, record in latest.items()
@@ -186,6 +187,14 @@ def make_rows(
     kinds = {key: found.kind for found in frontiers if found.name != "throughput" for key in found.keys}
     marked = {key: dataclasses.replace(row, frontier_kind=kinds.get(key, "")) for key, row in rows.items()}
     return marked, frontiers
+
+
+def _restated(record: RunRecord) -> RunRecord:
+    """Return *record*, the interval of its accuracy's difference by the counts, whatever it was when recorded."""
+    if record.drift is None:
+        return record
+    agrees = record.parity is not None and record.parity.tolerance is not None and record.parity.passed
+    return dataclasses.replace(record, drift=with_paired_interval(record.drift, agrees=agrees))
 
 
 def group_by_place(rows: Iterable[Row]) -> dict[Place, list[Row]]:

@@ -95,7 +95,7 @@ def make_drift(flips: int = 3, **intervals: tuple[float, float]) -> Drift:
         return Drift(images=300, differences=differences)
     gained = flips // 3
     return Drift(
-        images=300,
+        images=3000,
         differences=differences,
         flips=flips,
         lost=flips - gained,

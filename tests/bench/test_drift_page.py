@@ -18,7 +18,7 @@ from bench.table import make_rows
 from tests.bench.sample_run import make_case, make_drift, make_record, steady, write_run
 
 SAME = make_drift(flips=0, auc=(0.0, 0.0), accuracy=(0.0, 0.0))
-LOST = make_drift(flips=30, auc=(-0.03, -0.01), accuracy=(-0.04, -0.02))
+LOST = make_drift(flips=180, auc=(-0.03, -0.01), accuracy=(-0.03, -0.01))
 DOUBTFUL = make_drift(flips=4, auc=(-0.003, 0.001), accuracy=(-0.01, 0.0))
 
 
@@ -82,8 +82,10 @@ def test_table_holds_differences_flips_and_intervals(tmp_path: Path) -> None:
     intervals = (Estimate(metric="auc", point=0.98, low=0.97, high=0.99),)
     row = table(tmp_path, ok("onnx", 0.01, LOST, quality_intervals=intervals))["onnx"]
 
-    assert [row[f"drift_accuracy{end}"] for end in ("", "_low", "_high")] == ["-0.03", "-0.04", "-0.02"]
-    assert [row[name] for name in ("flips", "flips_lost", "flips_gained", "mcnemar_p")] == ["30", "20", "10", "0.25"]
+    # 60 net of 3,000, of which 180 differ: 1.96 sqrt(180 - 60^2 / 3000) / 3000 is 0.0087. What was recorded is wider.
+    shown = [float(row[f"drift_accuracy{end}"]) for end in ("", "_low", "_high")]
+    assert shown == pytest.approx([-0.02, -0.0287, -0.0113], abs=4e-4)
+    assert [row[name] for name in ("flips", "flips_lost", "flips_gained", "mcnemar_p")] == ["180", "120", "60", "0.25"]
     assert [row[name] for name in ("auc_low", "auc_high", "accuracy_low", "drift_mse")] == ["0.97", "0.99", "", ""]
 
 
@@ -110,8 +112,8 @@ def test_page_marks_each_row_with_its_verdict(tmp_path: Path) -> None:
 def test_page_has_a_line_for_each_session_on_drift(tmp_path: Path) -> None:
     text = page(tmp_path, ok("onnx", 0.01, LOST), ok("onnx", 0.1, LOST, batch_size=32))
 
-    line = "| resnet18 | onnx | fp32 | **worse** | -0.0200 (-0.0300 to -0.0100) | -3.00 % (-4.00 % to -2.00 %) |"
-    assert text.count(f"{line} 30 | 20 | 10 | 0.25 |") == 1
+    line = "| resnet18 | onnx | fp32 | **worse** | -0.0200 (-0.0300 to -0.0100) | -2.00 % (-2.90 % to -1.14 %) |"
+    assert text.count(f"{line} 180 | 120 | 60 | 0.25 |") == 1
     assert "Margins: accuracy 0.50 %, AUC 0.0020, MSE 2.0 %." in text
 
 
