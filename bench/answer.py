@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bench.drift_facts import Estimate
 from bench.memory import Peak
-from bench.records import Parity
+from bench.records import Parity, Scalar
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,8 @@ class Opened:
 class Scored:
     """Answer to `score`: quality of the outputs on the test split, or what is wrong with them.
 
-    With it comes what the session that was scored, the first of its network, took to build.
+    With it comes what the session that was scored, the first of its network, took to build, and in which precision
+    it says that it ran.
     """
 
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -38,3 +39,4 @@ class Scored:
     failure: str = ""
     build_s: float = math.nan
     artifact_cached: bool | None = None
+    evidence: Mapping[str, Scalar] = field(default_factory=dict)

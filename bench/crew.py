@@ -18,7 +18,7 @@ from bench.process import Oversight, Worker, WorkerError
 from bench.records import Case, Measurement, Parity, RunRecord, Scalar
 
 #: Fewest images on which a session that is timed is compared; the scored one is on `PARITY_IMAGES`.
-COMPARED_IMAGES = 16
+COMPARED_IMAGES = 32
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,6 +31,7 @@ class Crew:
         built: An earlier one of the same case, which had to build what the open one loaded.
         settings: Of the runtime in the open one.
         worst_opened: The largest error of the sessions that were opened for the case.
+        scored_evidence: Precision of the session that was scored, and its fallback if it had one.
     """
 
     worker: Worker
@@ -46,6 +47,7 @@ class Crew:
     built: Opened | None = None
     settings: Settings = field(default_factory=dict)
     worst_opened: Parity | None = None
+    scored_evidence: Mapping[str, Scalar] = field(default_factory=dict)
 
     def open(self, case: Case, settings: Settings | None = None) -> str:
         """Have the session of *case* made by a fresh process, and compared; return what is wrong with it, if anything.
@@ -229,6 +231,7 @@ def _crew_of(worker: Worker, future: Future[Scored]) -> Crew:
         drift=worker.ask("drift"),
         build_s=answer.build_s,
         artifact_cached=answer.artifact_cached,
+        scored_evidence=answer.evidence,
     )
 
 
@@ -244,4 +247,5 @@ def _crew_of_earlier(worker: Worker, record: RunRecord) -> Crew:
         drift=record.drift,
         build_s=known.build_s if known else math.nan,
         artifact_cached=known.artifact_cached if known else None,
+        scored_evidence={"precision": told} if known and (told := known.evidence.get("scored_precision")) else {},
     )

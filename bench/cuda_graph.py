@@ -128,7 +128,15 @@ def capture(session: Session, case: Case, slot: int) -> Captured:
             session.infer(images, slot)
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    # Of this thread alone: what another one does to the device meanwhile is no part of the call.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        outputs = session.infer(images, slot)
+    try:
+        # The outer one puts the current stream back where the end of a capture that was broken off raises. Of this
+        # thread alone: what another one does to the device meanwhile is no part of the call.
+        with (
+            torch.cuda.stream(stream),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
+            outputs = session.infer(images, slot)
+    except RuntimeError as error:
+        # That end says only that there was an error before.
+        raise error.__context__ if isinstance(error.__context__, RuntimeError) else error from None
     return Captured(graph=graph, stream=stream, images=images, outputs=outputs)

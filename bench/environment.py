@@ -22,11 +22,14 @@ PACKAGES = (
     "lightning",
     "onnx",
     "onnxscript",
+    "onnx-ir",
     "onnxruntime-gpu",
     "onnxruntime",
     "openvino",
     "mlcommons-loadgen",
     "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
     "numpy",
 )
 

@@ -31,8 +31,10 @@ from bench.run_folder import RunFolder
 from bench.scenario import PlannedScenario
 from bench.scenario_pass import ScenarioPass
 from bench.sizes import Sizes
+from bench.standing import scored_workers, standing_records
 from bench.table import read_levels
 from bench.tune import Tuner
+from bench.vouch import Vouchers
 from lensing_models.progress import ProgressLine
 
 #: Live workers beside the anchors. On a CPU a network has eleven (eager, TorchScript, inductor, AOTInductor and
@@ -74,6 +76,7 @@ class Execution:
         self._group, self._largest = "", 1
         self._earlier: dict[str, RunRecord] = {}
         self._tuner = Tuner(folder, self._job, fingerprint, oversight)
+        self._vouchers = Vouchers()
 
     def run(self, cases: Sequence[PlannedCase]) -> None:
         """Leave a record for each of *cases* that has none; finished ones are not touched.
@@ -81,7 +84,7 @@ class Execution:
         Raises:
             ValueError: If finished ones were measured with other weights or other data.
         """
-        finished = self._finished(cases)
+        finished = standing_records(self._folder, cases, self._recorder, self._tuner, is_timed=self._sizes.timed)
         levels = read_levels(self._folder.facts())
         again = contended_keys(finished.values(), levels) if self._retry_contended else frozenset()
         pending = [planned for planned in cases if planned.case.key not in finished or planned.case.key in again]
@@ -91,7 +94,7 @@ class Execution:
         todo = [planned.case for planned in pending if not planned.skip_reason]
         self._earlier = {key: finished[key] for key in again}
         self._largest = max((planned.case.batch_size for planned in cases), default=1)
-        scored = {untuned(record.case).worker_key: record for record in finished.values() if record.quality}
+        scored = scored_workers(self._folder, finished.values())
         with ProgressLine("measure", len(todo)) as self._line:
             if self._sizes.timed:
                 ready = [case for case in todo if (case.task, case.network) in self._provision.checkpoints]
@@ -110,22 +113,6 @@ class Execution:
         finished = self._folder.finished()
         records = [finished[planned.case.key] for planned in cases if planned.case.key in finished]
         ScenarioPass(self._folder, self._job, self._fingerprint, self._oversight).run(plan(records))
-
-    def _finished(self, cases: Sequence[PlannedCase]) -> dict[str, RunRecord]:
-        """Return the records that stand: measured, if this run measures, or skipped for today's reason."""
-        reasons = {planned.case.key: planned.skip_reason for planned in cases}
-        stands = {
-            key: record
-            for key, record in self._folder.finished().items()
-            if (record.status == "ok" and (record.timing or not self._sizes.timed))
-            or (record.status == "skipped" and record.reason == reasons.get(key))
-            or (record.status == "skipped" and self._tuner.keeps_defaults(record.case))
-        }
-        for key, record in stands.items():
-            now = self._recorder.blank(record.case) if key in reasons and record.status == "ok" else record
-            if (now.checkpoint_sha256, now.dataset_digest) != (record.checkpoint_sha256, record.dataset_digest):
-                raise ValueError(f"{key} was measured with other weights or data; choose another --out")
-        return stands
 
     def _run_pair(self, cases: Sequence[Case], scored: Mapping[str, RunRecord]) -> None:
         """Measure one network on one task, its workers in as few sets as `MOST_WORKERS` allows."""
@@ -201,7 +188,8 @@ class Execution:
 
             def reopen(member: Member, process: int) -> Member:
                 crew = crews[member.case.worker_key]
-                failure = crew.open(member.case, self._numbered(member.case, crew.settings, process))
+                settings = self._numbered(member.case, crew.settings, process)
+                failure = self._vouchers.ask(member) or crew.open(member.case, settings)
                 return Member(case=member.case, worker=crew.worker, failure=failure)
 
             members = measure_passes(
@@ -262,6 +250,7 @@ class Execution:
         except WorkerError as error:
             self._fail(member.case, str(error), crew.worst_parity)
             return
+        self._vouchers.complete(member.case.key, findings.evidence, crew.scored_evidence)
         if self._sizes.timed:
             time_end_to_end(member, findings, self._sizes.extras)
             time_gpu(member, findings, self._sizes.extras)

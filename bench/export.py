@@ -6,8 +6,7 @@ import hashlib
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ OPSET = 22
 #: Part of every file's key; raised when `LensNetwork` or the way of exporting changes.
 EXPORT_VERSION = 1
 #: Packages that have a hand in an exported file.
-MAKERS = ("torch", "timm", "onnx", "onnxscript")
+MAKERS = ("torch", "timm", "onnx", "onnxscript", "onnx-ir")
 #: Name of the dimension of an ONNX file that stays open.
 BATCH = "batch"
 #: By file, whether it was there when this process last asked for it.
@@ -64,7 +63,7 @@ def onnx_file(network: LensNetwork, workdir: Path, precision: str = "fp32") -> P
         RuntimeError: If the export or the full check of the model fails.
     """
     dtype = compute_dtype(precision)
-    recipe = f"onnx opset {OPSET} {dtype}"
+    recipe = f"onnx opset {OPSET} {dtype}" + ("" if precision in ("fp32", "tf32") else " constants folded")
 
     def write(path: Path) -> None:
         _write_onnx(network.set_compute_dtype(dtype), path)
@@ -141,34 +140,15 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextmanager
-def default_tf32() -> Iterator[None]:
-    """Give cuDNN's TF32 settings their defaults: torch.export fails where TF32 is forbidden.
-
-    It asks for the old switch, which torch 2.15 cannot tell once both parts say ``ieee``.
-    """
-    import torch
-
-    # The stubs of torch 2.15 lack the settings of cuDNN's parts.
-    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
-    before = [part.fp32_precision for part in parts]
-    try:
-        for part in parts:
-            part.fp32_precision = "tf32"  # type: ignore[union-attr]  # as above
-        yield
-    finally:
-        for part, precision in zip(parts, before, strict=True):
-            part.fp32_precision = precision
-
-
 def _write_onnx(network: LensNetwork, path: Path) -> None:
     import onnx
+    import onnxscript.optimizer
     import torch
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     dtype = network.compute_dtype
-    with warnings.catch_warnings(), default_tf32(), torch.inference_mode(False), torch.no_grad():
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         # torch, onnxscript and copyreg warn of each other's deprecations during an export.
         warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning, UserWarning))
         program = torch.onnx.export(
@@ -186,6 +166,10 @@ def _write_onnx(network: LensNetwork, path: Path) -> None:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
+    if dtype != torch.float32:
+        # Without its optimiser the export computes a bias of zeros for each convolution, in seven operations each.
+        onnxscript.optimizer.fold_constants(program.model)
+        onnxscript.optimizer.remove_unused_nodes(program.model)
     program.save(str(path), external_data=False)
     # The plain check passes models with mixed types that no runtime takes; the full one does not.
     onnx.checker.check_model(str(path), full_check=True)

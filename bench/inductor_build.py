@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, installed
-from bench.export import cached_file, compute_dtype, default_tf32, example_shape
+from bench.export import cached_file, compute_dtype, example_shape
 from bench.records import GRAPH, Case
 from lensing_models.precision import set_tf32
 from lensing_models.registry import find_task
@@ -30,16 +30,20 @@ if TYPE_CHECKING:
 
     from lensing_models.network import LensNetwork
 
+#: Names the folder of inductor's files.
+CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
 #: The compiler that inductor calls where `CXX` names none (torch/_inductor/config.py, `cpp.cxx`).
 DEFAULT_COMPILER = "clang++" if sys.platform == "darwin" else "g++"
 
 
-def probe_compiler(device: str, *, has_bindings: bool) -> Availability:
+def probe_compiler(device: str, *, has_bindings: bool, needs_toolkit: bool = False) -> Availability:
     """Return the version of torch, or what its compiler lacks here; neither torch nor a compiler is started.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        has_bindings: Whether what is compiled is called from Python, and so needs its headers.
+        has_bindings: Whether what is compiled is called from Python, and so needs its headers. On CUDA it always
+            does: Triton builds what starts its kernels with them.
+        needs_toolkit: Whether what is compiled for CUDA is C++ against CUDA's headers, which torch does not bring.
     """
     torch = installed("torch", remedy="pip install torch")
     if torch.reason:
@@ -49,11 +53,27 @@ def probe_compiler(device: str, *, has_bindings: bool) -> Availability:
         remedy = "install one (Debian: apt install g++) or name it in CXX"
         return Availability(reason=f"torch's inductor calls the C++ compiler {name!r}, which is not found; {remedy}")
     headers = Path(sysconfig.get_path("include"))
-    if has_bindings and not (headers / "Python.h").exists():
+    if (has_bindings or device == "cuda") and not (headers / "Python.h").exists():
         remedy = "install them (Debian: apt install python3-dev)"
         return Availability(reason=f"torch's inductor needs Python's headers, and {headers} lacks Python.h; {remedy}")
+    if device != "cuda":
+        return torch
+    if needs_toolkit and find_toolkit() is None:
+        remedy = "install NVIDIA's CUDA toolkit and name it in CUDA_HOME"
+        return Availability(reason=f"torch's AOTInductor compiles against cuda.h, which is not found; {remedy}")
     triton = installed("triton", "pytorch-triton", remedy="pip install triton")
-    return triton if device == "cuda" and triton.reason else torch
+    return triton if triton.reason else torch
+
+
+def find_toolkit() -> Path | None:
+    """Return the folder of the CUDA toolkit where torch looks for it (torch/utils/cpp_extension.py), if it is there."""
+    compiler = shutil.which("nvcc")
+    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    places = [Path(place) for place in named if place] or [
+        *([Path(compiler).resolve().parent.parent] if compiler else []),
+        Path("/usr/local/cuda"),
+    ]
+    return next((place for place in places if (place / "include" / "cuda.h").exists()), None)
 
 
 def compiler_command() -> list[str]:
@@ -97,6 +117,15 @@ def compile_settings() -> dict[str, bool | int]:
     return {"freezing": True, "cpp.threads": threads, "compile_threads": threads}
 
 
+def environment_settings() -> dict[str, str]:
+    """Return what the environment tells inductor, by variable, but where it keeps its files."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("TORCHINDUCTOR_", "AOT_INDUCTOR_")) and name != CACHE_DIR
+    }
+
+
 def aoti_package(network: LensNetwork, case: Case, workdir: Path) -> Path:
     """Return AOTInductor's package of *network* for the precision, batch size and device of *case*.
 
@@ -112,7 +141,8 @@ def aoti_package(network: LensNetwork, case: Case, workdir: Path) -> Path:
     """
     settings = compile_settings()
     use_cache_in(workdir, case.device)
-    recipe = f"aoti {case.precision} {case.device} b{case.batch_size} {settings} {describe_machine(case.device)}"
+    chosen = f"{settings} {describe_machine(case.device)} {environment_settings()}"
+    recipe = f"aoti {case.precision} {case.device} b{case.batch_size} {chosen}"
 
     def write(path: Path) -> None:
         import torch
@@ -121,8 +151,7 @@ def aoti_package(network: LensNetwork, case: Case, workdir: Path) -> Path:
         ready = make_ready(network, case)
         # Freezing wants no gradients, and the export no inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            with default_tf32():
-                program = torch.export.export(ready, (example,))
+            program = torch.export.export(ready, (example,))
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
     return cached_file(network, workdir, recipe, ".pt2", write)
@@ -132,18 +161,23 @@ def load_package(path: Path, case: Case, workdir: Path, runners: int) -> AOTIMod
     """Return the loaded package *path*, which as many callers as it has *runners* may call at once.
 
     torch unpacks it into a temporary folder, which a process that is killed would leave behind. So that is made
-    in *workdir* and removed at once: the library is mapped, and on CUDA a first call has read its kernels.
+    in *workdir* and removed at once: the library is mapped, and on CUDA a first call of each runner has read its
+    kernels.
     """
     import torch
     from torch._inductor.package.package import load_package as load
 
     with TemporaryDirectory(prefix="unpacked-", dir=workdir) as folder, _environment("TMPDIR", folder):
-        # A capture allows no question whether earlier calls are done, as runners ask.
+        # A capture allows no question whether earlier calls are done, as runners ask; torch makes one then. Captured
+        # graphs share it: they are made one after the other, and have their own memory.
         single = case.has_variant(GRAPH)
-        loader: AOTIModelPackageLoader = load(str(path), run_single_threaded=single, num_runners=runners).loader
+        count = 1 if single else runners
+        loader: AOTIModelPackageLoader = load(str(path), run_single_threaded=single, num_runners=count).loader
         if case.device == "cuda":
             shape = (case.batch_size, *find_task(case.task).image_shape)
-            loader.run([torch.rand(shape, device="cuda")])
+            # Each runner reads the files of the kernels at its own first call, and torch takes them in turn.
+            for _ in range(count):
+                loader.run([torch.rand(shape, device="cuda")])
             torch.cuda.synchronize()
     return loader
 
@@ -169,7 +203,7 @@ def use_cache_in(workdir: Path, device: str) -> Path:
     machine = hashlib.sha256(describe_machine(device).encode()).hexdigest()[:12]
     folder = (workdir / f"inductor-{machine}").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ[CACHE_DIR] = str(folder)
     # Nor start processes before Triton has work for them: they would stand beside what is timed.
     os.environ["TORCH_WARM_POOL"] = "0"
     # The lock of its progress bars is one between processes, which a worker that is killed never gives back.

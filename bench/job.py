@@ -74,9 +74,11 @@ def timed_images(job: Job) -> torch.Tensor:
 
 
 class TrainingImages:
-    """A `Calibration`: images of the training split of the data set in *store*, evenly spaced in it.
+    """A `Calibration`: images of the training split of the data set in *store*, evenly spaced by their labels.
 
-    Evenly, because an archive that was imported may hold one class after the other.
+    So each class has its share, and masses of all sizes, whatever the order of the store: one that holds class after
+    class would give all of one to whoever takes the first, and one that holds them in turn to whoever takes
+    each third. They come in an order drawn once, so that any part of them is a sample, too.
     """
 
     def __init__(self, store: Path, count: int = CALIBRATION_IMAGES) -> None:
@@ -94,8 +96,10 @@ class TrainingImages:
         rows = self._store.indices("train")
         if not len(rows):
             raise ValueError(f"{self._folder} has no training images, by which int8 is calibrated")
+        by_label = rows[np.argsort(self._store.labels("train"), kind="stable")]
         count = min(self._count, len(rows))
-        return rows[np.arange(count) * len(rows) // count]
+        chosen = by_label[np.arange(count) * len(rows) // count]
+        return chosen[np.random.default_rng(0).permutation(count)]
 
     @property
     def digest(self) -> str:

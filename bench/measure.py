@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -120,6 +121,13 @@ class Clock:
         infer(images)
         synchronize()
         return time.perf_counter() - started
+
+    def input_digest(self) -> str:
+        """Return the SHA-256 of the inputs as they are now: a runtime that wrote into one has changed it."""
+        digest = hashlib.sha256()
+        for images in self._inputs:
+            digest.update(images.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def warm_up(self, sm_clock_mhz: Callable[[], int | None] | None = None) -> tuple[int, bool]:
         """Call until the medians of short blocks settle, and the clock of a GPU; or the time is over.

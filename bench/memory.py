@@ -20,7 +20,8 @@ LOOK_S = 0.01
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 #: How torch, ONNX Runtime, OpenVINO, TensorRT, NumPy and the standard library say it.
 OUT_OF_MEMORY = re.compile(
-    r"out ?of ?memory|MemoryError|bad[_ ]alloc|(not|n't|unable to|failed to) allocate|alloc\w*[ _]fail",
+    r"out ?of ?memory|MemoryError|bad[_ ]alloc|(not|n't|unable to|failed to) allocate|alloc\w*[ _]fail"
+    r"|insufficient (device )?memory|memory is insufficient|could not be allocated",
     re.IGNORECASE,
 )
 

@@ -1,4 +1,4 @@
-"""What ONNX Runtime runs: sessions on the CPU, and on CUDA with bound buffers."""
+"""What ONNX Runtime runs on the CPU, and what its sessions on CUDA share with that."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from bench.backends.base import LocalSession, new_streams
+from bench.backends.base import LocalSession
 from bench.export import BATCH
+from bench.quantize import FLOATS, explain_floats
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def build_session(
     options.inter_op_num_threads = 1
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    # With the batch fixed, what computes shapes is folded away; on CUDA ONNX Runtime would put it on the CPU.
+    options.add_free_dimension_override_by_name(BATCH, case.batch_size)
     if case.device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        # With the batch fixed, what computes shapes is folded away; ONNX Runtime would put it on the CPU.
-        options.add_free_dimension_override_by_name(BATCH, case.batch_size)
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     # get_available_providers() lists CUDA on a machine without a GPU; only the session tells.
     wanted = provider[0] if isinstance(provider, tuple) else provider
@@ -88,7 +89,8 @@ class CpuSession(LocalSession):
         streams = int(self._settings.get("streams") or 1)
         # With streams the callers are its own, as many as there are, whatever the slots.
         self._more_callers = 0 if streams > 1 else slots - 1
-        self._case = replace(case, threads=max(1, case.threads // streams - self._more_callers))
+        threads = max(1, case.threads // streams - self._more_callers)
+        self._case = replace(case, threads=threads, batch_size=case.batch_size // streams)
         self._sessions = [
             build_session(path, self._case, "CPUExecutionProvider", settings=self._settings) for _ in range(streams)
         ]
@@ -115,7 +117,7 @@ class CpuSession(LocalSession):
 
         Its convolutions are counted in the graph that such a session makes of the file, which another one writes.
         """
-        facts = {**_evidence(self._sessions[0], self._path), **self._facts, "streams": len(self._sessions)}
+        facts = {**describe_session(self._sessions[0], self._path), **self._facts, "streams": len(self._sessions)}
         pools = [session.get_session_options().intra_op_num_threads for session in self._sessions]
         facts["threads"] = sum(pools) + self._more_callers
         entry = self._sessions[0].get_session_options().get_session_config_entry
@@ -126,7 +128,8 @@ class CpuSession(LocalSession):
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             build_session(self._path, self._case, "CPUExecutionProvider", optimized, self._settings)
-            return {**facts, **judge_convolutions(count_operations(optimized))}
+            kept = int(self._facts.get(FLOATS) or 0)
+            return {**facts, **judge_convolutions(count_operations(optimized), kept)}
 
 
 def run_on_cpu(session: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:  # onnxruntime is untyped
@@ -143,8 +146,13 @@ def count_operations(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
 
 
-def judge_convolutions(operations: Counter[str]) -> Mapping[str, Scalar]:
-    """Return the precision in which most convolutions ran, how many, and whether that is a fallback from int8."""
+def judge_convolutions(operations: Counter[str], kept: int = 0) -> Mapping[str, Scalar]:
+    """Return the precision in which most convolutions ran, how many, and whether that is a fallback from int8.
+
+    Args:
+        operations: Of the graph that ran, by kind.
+        kept: Convolutions that the file keeps in float.
+    """
     integer = sum(operations[name] for name in INTEGER_CONVOLUTIONS)
     total = integer + sum(operations[name] for name in FLOAT_CONVOLUTIONS)
     facts: dict[str, Scalar] = {
@@ -152,128 +160,13 @@ def judge_convolutions(operations: Counter[str]) -> Mapping[str, Scalar]:
         "convolution_precisions": f"fp32:{total - integer} int8:{integer}",
         "quantize_operations": operations["QuantizeLinear"] + operations["DequantizeLinear"],
     }
-    if 2 * integer <= total:
-        facts["fallback"] = f"{integer} of {total} convolutions ran in int8"
+    if floats := explain_floats(integer, total, kept):
+        facts["fallback"] = floats
     return facts
 
 
-class CudaSession(LocalSession):
-    """A slot has an `InferenceSession`, a stream, a binding and an output buffer; TF32 set or cleared explicitly.
-
-    A stream that the caller gives belongs to a whole `InferenceSession`, so two slots that shared one
-    would wait for each other; the weights are on the GPU once a slot.
-
-    Args:
-        path: The exported graph.
-        case: What is run.
-        output_count: K.
-        slots: Requests that may be in flight at once.
-        own_graph: Why ONNX Runtime captures the graph itself; empty where it does not. It replays it on
-            the addresses of its first run, so that images are copied into a buffer of the slot's own.
-        settings: Of the provider, by name.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        case: Case,
-        output_count: int,
-        slots: int,
-        own_graph: str = "",
-        settings: Mapping[str, Scalar] | None = None,
-    ) -> None:
-        import torch
-
-        from bench.export import was_cached
-
-        self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
-        self._path = path
-        self._case = case
-        self._own_graph = own_graph
-        self._settings = settings or {}
-        # ONNX Runtime takes stream 0 for none, so the streams must not be torch's default one.
-        self._streams = new_streams(slots)
-        options = {
-            "device_id": "0",
-            "cudnn_conv_algo_search": str(self._settings.get("cudnn_conv_algo_search", "EXHAUSTIVE")),
-            "prefer_nhwc": str(int(bool(self._settings.get("prefer_nhwc", False)))),
-            "use_tf32": "1" if case.precision == "tf32" else "0",
-            "enable_cuda_graph": "1" if own_graph else "0",
-        }
-        own = [{**options, "user_compute_stream": str(stream.cuda_stream)} for stream in self._streams]
-        self._sessions = [build_session(path, case, ("CUDAExecutionProvider", one)) for one in own]
-        shape = (case.batch_size, output_count)
-        self._outputs = [torch.empty(shape, device="cuda") for _ in range(slots)]
-        self._bindings = [session.io_binding() for session in self._sessions]
-        self._images: dict[int, torch.Tensor] = {}
-
-    def infer(self, images: torch.Tensor, slot: int = 0) -> torch.Tensor:
-        """Enqueue on the slot's stream; the outputs are the slot's own buffer (B, K)."""
-        import numpy
-        import torch
-
-        binding, outputs = self._bindings[slot], self._outputs[slot]
-        self._streams[slot].wait_stream(torch.cuda.current_stream())
-        if self._own_graph:
-            if slot not in self._images:
-                self._images[slot] = torch.empty_like(images)
-            place = self._images[slot]
-            with torch.cuda.stream(self._streams[slot]):
-                images = place.copy_(images, non_blocking=True)
-        binding.bind_input("images", "cuda", 0, numpy.float32, tuple(images.shape), images.data_ptr())
-        binding.bind_output("outputs", "cuda", 0, numpy.float32, tuple(outputs.shape), outputs.data_ptr())
-        if torch.cuda.is_current_stream_capturing():
-            run_captured(self._sessions[slot], binding)
-        else:
-            self._sessions[slot].run_with_iobinding(binding)
-        return outputs
-
-    def stream_of(self, slot: int) -> torch.cuda.Stream:
-        """Return the stream of *slot*."""
-        return self._streams[slot]
-
-    def with_own_graph(self, reason: str) -> CudaSession:
-        """Return a session in which ONNX Runtime captures, for *reason*; this one is of no more use."""
-        slots, count = len(self._outputs), self._outputs[0].shape[1]
-        self._bindings.clear()
-        self._sessions.clear()
-        return CudaSession(self._path, self._case, count, slots, own_graph=reason, settings=self._settings)
-
-    def synchronize(self, slot: int | None = None) -> None:
-        """Wait for the streams of all slots, or for that of *slot*."""
-        for stream in self._streams if slot is None else [self._streams[slot]]:
-            stream.synchronize()
-
-    def evidence(self) -> Mapping[str, Scalar]:
-        """Return provider, TF32 setting, thread count and the types of the weights in the file."""
-        facts = dict(_evidence(self._sessions[0], self._path))
-        chosen = self._sessions[0].get_provider_options()["CUDAExecutionProvider"]
-        facts |= {name: chosen.get(name) for name in ("cudnn_conv_algo_search", "prefer_nhwc")}
-        tf32 = chosen["use_tf32"]
-        if facts["precision"] == "fp32" and tf32 == "1":
-            facts["precision"] = "tf32"
-        graph = {"cuda_graph": "ONNX Runtime's own", "not_captured": self._own_graph} if self._own_graph else {}
-        return {**facts, "use_tf32": tf32, **graph}
-
-
-def run_captured(session: Any, binding: Any) -> None:  # onnxruntime is untyped
-    """Run *session* within a capture, where waiting for the stream, as its run does otherwise, is not allowed.
-
-    Raises:
-        RuntimeError: If ONNX Runtime cannot.
-    """
-    import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, Fail, RuntimeException
-
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    try:
-        session.run_with_iobinding(binding, options)
-    except (EPFail, Fail, RuntimeException) as error:  # none is a RuntimeError
-        raise RuntimeError(f"ONNX Runtime: {error}") from error
-
-
-def _evidence(session: Any, path: Path) -> Mapping[str, Scalar]:  # onnxruntime is untyped
+def describe_session(session: Any, path: Path) -> Mapping[str, Scalar]:  # onnxruntime is untyped
+    """Return provider, thread count and the types of the weights in the file *path* of *session*."""
     import onnx
 
     model = onnx.load(str(path))

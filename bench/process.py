@@ -17,8 +17,8 @@ import psutil
 from bench.job import Job
 from bench.measure import stopwatch
 from bench.records import Scalar
+from bench.serve import serve
 from bench.timetable import OTHER, Timetable
-from bench.worker import serve
 
 #: Seconds between two looks at a worker that is at work.
 WATCH_S = 0.2
@@ -197,5 +197,5 @@ def _process_context() -> ForkServerContext | SpawnContext:
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "bench.worker"])
+    context.set_forkserver_preload(["torch", "timm", "bench.serve"])
     return context

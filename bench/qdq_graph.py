@@ -17,13 +17,8 @@ from numpy.typing import NDArray
 
 from bench.equalize import equalize_by
 from bench.onnx_run import BATCH, Images, run_graph
+from bench.qdq_pairs import LAYERS, free_activations, free_others
 
-#: Images over which the mean answers are put back.
-MEAN_IMAGES = 64
-#: Operations with weights: what is called a layer here.
-LAYERS = ("Conv", "Gemm")
-#: What is fused with the activation behind it, and with which; Mul stands for x * sigmoid(x).
-FUSED, ACTIVATIONS = (*LAYERS, "Add"), ("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Mul")
 #: Inputs of an activation beyond which it gives the same whatever they are (HardSwish, HardSigmoid:
 #: exactly, ONNX operators; Sigmoid: within 3.4e-4). A range need not reach further.
 FLAT: Mapping[str, tuple[float, float]] = {
@@ -78,6 +73,16 @@ class Quantizer:
         #: By name of a layer, the node with its weights and those without that follow it.
         self.layers = name_layers(self.model, scheme.operations)
 
+    def depthwise_layers(self) -> set[str]:
+        """Return the layers that convolve each channel by itself."""
+        owner = {node: name for name, nodes in self.layers.items() for node in nodes}
+        grouped = {
+            node.name
+            for node in self.model.graph.node
+            if node.op_type == "Conv" and any(one.name == "group" and one.i > 1 for one in node.attribute)
+        }
+        return {owner[node] for node in grouped if node in owner}
+
     def save(self, path: Path, keep: Collection[str] = (), only: Collection[str] | None = None) -> None:
         """Write the graph to *path*, its answers over the calibration images moved by what 8 bits move their mean.
 
@@ -92,8 +97,7 @@ class Quantizer:
 
         graph = self.quantize(keep, only)
         if (head := last_layer(self.model)) is not None:
-            some = self._images[:MEAN_IMAGES]
-            now, before = (run_graph(one, some, head.output[0]) for one in (graph, self.model))
+            now, before = (run_graph(one, self._images, head.output[0]) for one in (graph, self.model))
             graph = self.quantize(keep, only, shift=(now - before).mean(axis=0, dtype=np.float64))
         onnx.save(graph, str(path))
         onnx.checker.check_model(str(path), full_check=True)
@@ -249,39 +253,3 @@ def _back_to_layers(model: Any) -> Iterator[Any]:  # onnx is untyped
         if node is not None:
             yield node
             front += () if node.op_type in LAYERS else node.input
-
-
-def free_activations(model: Any) -> None:  # onnx is untyped
-    """Take out each pair between a layer, or a sum, and what it is fused with."""
-    maker = {name: node for node in model.graph.node for name in node.output}
-    for quantize, dequantize, takers in list(_pairs(model)):
-        source = quantize.input[0]
-        is_fused = source in maker and maker[source].op_type in FUSED and takers
-        if is_fused and all(taker.op_type in ACTIVATIONS for taker in takers):
-            _reconnect(takers, dequantize.output[0], source)
-            for node in (quantize, dequantize):
-                model.graph.node.remove(node)
-
-
-def free_others(model: Any, operations: Sequence[str]) -> None:  # onnx is untyped
-    """Give the float number to those that share a pair with one of *operations*, as a sum behind the same layer."""
-    for quantize, dequantize, takers in list(_pairs(model)):
-        others = [taker for taker in takers if taker.op_type not in operations]
-        _reconnect(others, dequantize.output[0], quantize.input[0])
-
-
-def _pairs(model: Any) -> Iterator[tuple[Any, Any, list[Any]]]:  # onnx is untyped
-    """Yield each QuantizeLinear with its DequantizeLinear and what takes the output of that."""
-    maker = {name: node for node in model.graph.node for name in node.output}
-    takers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            takers.setdefault(name, []).append(node)
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and (quantize := maker.get(node.input[0])) is not None:
-            yield quantize, node, takers.get(node.output[0], [])
-
-
-def _reconnect(takers: Sequence[Any], before: str, now: str) -> None:  # onnx is untyped
-    for taker in takers:
-        taker.input[:] = [now if name == before else name for name in taker.input]

@@ -15,7 +15,8 @@ import numpy as np
 
 from bench.equalize import FLOOR, POWER
 from bench.onnx_run import Images
-from bench.qdq_graph import LAYERS, Quantizer, Scheme
+from bench.qdq_graph import FLAT, SILU_FLAT, Quantizer, Scheme
+from bench.qdq_pairs import LAYERS, count_float_convolutions
 from bench.records import DEFAULT, Case, Scalar
 
 if TYPE_CHECKING:
@@ -23,10 +24,17 @@ if TYPE_CHECKING:
 
 #: The runtime variant that keeps in fp32 the layers whose quantisation costs most.
 MIXED = "mixed"
+#: Of the evidence: how many convolutions of the file stay float, on purpose.
+FLOATS = "float_convolutions"
 #: Part of every file's key; raised when the way of quantising changes.
-QUANTIZE_VERSION = 2
+QUANTIZE_VERSION = 3
+#: What of a processor decides how it multiplies 8-bit integers.
+INTEGER_ABILITIES = ("architecture", "avx2", "avx512_bw", "avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "dotprod")
 #: Every so many of the calibration images sets no ranges: the sweep of `bench.sensitivity` judges by them.
 HELD_OUT = 3
+#: One image has no spread to hold an error against.
+FEWEST_HELD_OUT = 2
+FEWEST_IMAGES = HELD_OUT * (FEWEST_HELD_OUT - 1) + 2
 _CPU = ("Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "GlobalAveragePool", "Flatten", "Reshape")
 #: ONNX Runtime's QLinearConv gives 8 bits; the classifier's outputs are answers, and stay float.
 ONNX_RUNTIME = Scheme(name="u8", operations=_CPU, float_outputs=("Gemm",))
@@ -52,7 +60,9 @@ def variants_of(case: Case) -> tuple[str, ...]:
     return (DEFAULT, MIXED) if case.precision == "int8" else (DEFAULT,)
 
 
-def quantized_file(network: LensNetwork, workdir: Path, scheme: Scheme, case: Case) -> Quantized:
+def quantized_file(
+    network: LensNetwork, workdir: Path, scheme: Scheme, case: Case, *, keep_depthwise: bool = False
+) -> Quantized:
     """Return the checked 8-bit file of *network*, by its calibration images; those of a layer `MIXED` keeps stay fp32.
 
     Args:
@@ -60,6 +70,7 @@ def quantized_file(network: LensNetwork, workdir: Path, scheme: Scheme, case: Ca
         workdir: Folder of derived files; made if missing.
         scheme: Which numbers become 8 bits.
         case: Its variant is looked at.
+        keep_depthwise: Whether convolutions of each channel by itself stay fp32, too.
 
     Raises:
         RuntimeError: If the network names no calibration images, or the export fails.
@@ -84,20 +95,44 @@ def quantized_file(network: LensNetwork, workdir: Path, scheme: Scheme, case: Ca
         kept = sweep.kept
         facts |= {**sweep.facts(), "sweep_file": file.name}
 
+    if keep_depthwise:
+        kept = {*kept, *calibrate().depthwise_layers()}
+
     def write(path: Path) -> None:
         calibrate().save(path, keep=kept)
 
     path = cached_file(network, workdir, f"{recipe} keep {sorted(kept)}", ".int8.onnx", write)
-    return Quantized(path=path, facts=facts)
+    return Quantized(path=path, facts={**facts, FLOATS: count_float_convolutions(path)})
 
 
 def describe(scheme: Scheme, digest: str) -> str:
-    """Return all that decides on an 8-bit file beside the network and the layers kept."""
+    """Return all that decides on an 8-bit file beside the network and the layers kept.
+
+    The processor is part of it: what is put back of the mean, and which layers are kept, is by 8-bit kernels that
+    ran here, and without VNNI these may saturate.
+    """
+    import torch
+
     version = importlib.metadata.version
     maker = next(name for name in ("onnxruntime-gpu", "onnxruntime") if _is_installed(name))
     recipe = json.dumps(dataclasses.asdict(scheme), sort_keys=True)
-    calibration = f"calibration {digest} {HELD_OUT} equalized {POWER} {FLOOR}"
-    return f"int8 {QUANTIZE_VERSION} {recipe} {calibration} {maker} {version(maker)}"
+    calibration = f"calibration {digest} {HELD_OUT} equalized {POWER} {FLOOR} flat {dict(FLAT)} {SILU_FLAT}"
+    abilities = {name: torch.cpu.get_capabilities().get(name) for name in INTEGER_ABILITIES}
+    return f"int8 {QUANTIZE_VERSION} {recipe} {calibration} {maker} {version(maker)} {abilities}"
+
+
+def explain_floats(integer: int, total: int, kept: int) -> str:
+    """Return how more convolutions than the *kept* ones ran in float, or an empty text.
+
+    Args:
+        integer: Those that ran in integers.
+        total: All of them.
+        kept: Those that the file keeps in float.
+    """
+    if total - integer <= kept:
+        return ""
+    meant = f", {total - kept} are meant to" if kept else ""
+    return f"{integer} of {total} convolutions ran in int8{meant}"
 
 
 def _is_installed(distribution: str) -> bool:
@@ -116,7 +151,7 @@ def calibration_images(network: LensNetwork) -> tuple[Images, Images]:
     """
     assert network.calibration is not None
     images = network.calibration.images().numpy()
-    if len(images) < 2:
-        raise ValueError(f"int8 needs 2 training images or more to be calibrated, not {len(images)}")
     is_held_out = np.arange(len(images)) % HELD_OUT == 1
+    if np.count_nonzero(is_held_out) < FEWEST_HELD_OUT:
+        raise ValueError(f"int8 needs {FEWEST_IMAGES} training images or more to be calibrated, not {len(images)}")
     return images[~is_held_out], images[is_held_out]

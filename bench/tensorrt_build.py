@@ -19,9 +19,13 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from bench.memory import is_out_of_memory
+
 if TYPE_CHECKING:
     import tensorrt as trt
 
+#: Characters of a message that are told.
+LONGEST = 500
 #: TensorRT's own default of the level below.
 DEFAULT_LEVEL = 3
 
@@ -34,7 +38,6 @@ class BuildArguments:
         batch_size: Images in a batch; the one profile has it as minimum, optimum and maximum.
         tf32: Whether float32 products may be rounded to TF32; TensorRT's own default is yes.
         optimization_level: 0 to 5; 3 is TensorRT's default.
-        workspace_bytes: Most scratch memory that a layer may use.
         build: Number of the build: builds may differ, for the builder times kernels on a machine that is never quite
             the same, so that several are made and measured.
     """
@@ -42,7 +45,6 @@ class BuildArguments:
     batch_size: int
     tf32: bool
     optimization_level: int = DEFAULT_LEVEL
-    workspace_bytes: int = 4 << 30
     build: int = 0
 
 
@@ -64,13 +66,14 @@ class Engine:
         key: Digest of everything that it was made from.
         plan: TensorRT's serialized form.
         reused: Whether it was found on the disk instead of being built.
-        had_timings: Whether it was built with times of kernels that earlier builds had left; None for a reused one.
+        had_timings: Whether it was built with times of kernels that earlier builds had left; None where that is not
+            known.
     """
 
     key: str
     plan: bytes
     reused: bool
-    had_timings: bool | None = None
+    had_timings: bool | None
 
 
 def engine_key(onnx_sha256: str, arguments: BuildArguments, host: EngineHost) -> str:
@@ -90,12 +93,15 @@ def find_or_build(onnx_file: Path, arguments: BuildArguments, host: EngineHost, 
     workdir.mkdir(parents=True, exist_ok=True)
     # One builder at a time: two on a GPU would disturb each other's times of the kernels.
     with FileLock(workdir / "tensorrt.lock"):
-        plan = read_plan(path)
+        plan, story = read_plan(path), path.with_suffix(".story")
         if plan is not None:
-            return Engine(key=key, plan=plan, reused=True)
+            # Whoever built it has ended: a session is timed in a process that found its engine.
+            told = {b"used": True, b"empty": False}.get(read_plan(story) or b"")
+            return Engine(key=key, plan=plan, reused=True, had_timings=told)
         timings = timing_file(arguments, host, workdir)
         known = read_plan(timings) or b""
         plan, timed = build_plan(onnx_file, arguments, known)
+        write_plan(story, b"used" if known else b"empty")
         write_plan(path, plan)
         write_plan(timings, timed)
         return Engine(key=key, plan=plan, reused=False, had_timings=bool(known))
@@ -168,7 +174,8 @@ def build_plan(onnx_file: Path, arguments: BuildArguments, timings: bytes = b"")
     network: trt.INetworkDefinition = builder.create_network(strongly_typed)
     parser: trt.OnnxParser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_file)):
-        raise failure(f"parse {onnx_file.name}", [*_parser_errors(parser), *errors])
+        # What the parser logs beside them is the whole node, line by line.
+        raise failure(f"parse {onnx_file.name}", _parser_errors(parser) or errors)
     config: trt.IBuilderConfig = _configure(builder, network, arguments)
     cache: trt.ITimingCache = config.create_timing_cache(timings)
     # False: times of another GPU or another TensorRT are refused, and taken anew.
@@ -179,7 +186,8 @@ def build_plan(onnx_file: Path, arguments: BuildArguments, timings: bytes = b"")
     plan: trt.IHostMemory = builder.build_serialized_network(network, config)
     if plan is None:
         raise failure("build an engine", errors)
-    known: trt.IHostMemory = cache.serialize()
+    filled: trt.ITimingCache = config.get_timing_cache()
+    known: trt.IHostMemory = filled.serialize()
     return bytes(memoryview(plan)), bytes(memoryview(known))
 
 
@@ -187,7 +195,6 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
     import tensorrt as trt
 
     config: trt.IBuilderConfig = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, arguments.workspace_bytes)
     config.builder_optimization_level = arguments.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the inspector tell layer types
     if arguments.tf32:
@@ -209,20 +216,26 @@ def _parser_errors(parser: trt.OnnxParser) -> list[str]:
 
 
 def collecting_logger(errors: list[str]) -> trt.ILogger:
-    """Return a TensorRT logger that appends each message of severity ERROR or worse to *errors*."""
+    """Return a TensorRT logger that appends each message of severity ERROR or worse to *errors*.
+
+    Of a warning it does so where that is of memory: that there was too little for a kernel is no more to TensorRT.
+    """
     import tensorrt as trt
 
     class CollectingLogger(trt.ILogger):  # type: ignore[misc]  # TensorRT publishes no types
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            is_error = severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+            if is_error or (severity == trt.ILogger.WARNING and is_out_of_memory(msg)):
                 errors.append(msg)
 
     return CollectingLogger()
 
 
 def failure(what: str, errors: Sequence[str]) -> RuntimeError:
-    """Return the error for a step that TensorRT refused, with the last of its messages."""
-    said = "; ".join(errors[-3:]) or "TensorRT logged no error"
+    """Return the error for a step that TensorRT refused, with the last of its messages, and the last one of memory."""
+    last = list(errors[-3:])
+    of_memory = [message for message in errors[:-3] if is_out_of_memory(message)]
+    said = "; ".join(message[:LONGEST] for message in [*of_memory[-1:], *last]) or "TensorRT logged no error"
     return RuntimeError(f"TensorRT could not {what}: {said}")
 
 

@@ -36,12 +36,15 @@ TELLING = (
     "bench.tune_page",
 )
 BACKEND_MAY_IMPORT = {"bench.backends.base", "bench.records", "bench.export", "bench.quantize"}
-#: What a backend needs as its second module: the builder of TensorRT engines, what torch's compiler is told, sessions.
+#: What a backend needs beside: the builder of TensorRT engines, what torch's compiler is told, sessions, and what tells
+#: of torch's products.
 OWN_MODULE = {
-    "tensorrt_engine": {"bench.tensorrt_build"},
-    "inductor": {"bench.inductor_build"},
-    "aoti": {"bench.inductor_build"},
-    "onnx_runtime": {"bench.onnx_session"},
+    "tensorrt_engine": {"bench.tensorrt_build", "bench.tensorrt_report"},
+    "eager": {"bench.onednn"},
+    "torchscript": {"bench.onednn"},
+    "inductor": {"bench.inductor_build", "bench.onednn"},
+    "aoti": {"bench.inductor_build", "bench.onednn"},
+    "onnx_runtime": {"bench.onnx_session", "bench.onnx_cuda"},
 }
 
 

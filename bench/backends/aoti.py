@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bench.backends.base import Availability, TorchSession, name_tf32, refuse_by_table
 from bench.export import was_cached
 from bench.inductor_build import aoti_package, load_package, probe_compiler
+from bench.onednn import describe_products
 from bench.records import Case, Scalar
 from lensing_models.precision import set_tf32
 
@@ -35,8 +36,8 @@ class AotiBackend:
     }
 
     def probe(self, device: str) -> Availability:
-        """Return the version of torch; its compiler needs one for C++, and on CUDA triton."""
-        return probe_compiler(device, has_bindings=False)
+        """Return the version of torch; its compiler needs one for C++, and on CUDA triton and the toolkit."""
+        return probe_compiler(device, has_bindings=False, needs_toolkit=True)
 
     def refuse(self, case: Case) -> str | None:
         """Return why the precision is not to be had on the device, or None."""
@@ -73,9 +74,10 @@ class AotiSession(TorchSession):
             "weight_dtypes": dtypes,
             "threads": torch.get_num_threads(),
             "compiled_threads": " ".join(map(str, compiled)),
-            "generated_kernels": len(set(re.findall(r"\b(cpp_fused\w+|triton_\w+fused\w+)\(", code))),
+            "generated_kernels": len(set(re.findall(r"\b(?:call_)?(cpp_fused\w+|triton_\w+fused\w+)\(", code))),
             "mkldnn_calls": len(re.findall(r"aoti_torch_cpu_(?:mkldnn_)?\w+_pointwise\w*\(", code)),
             "runners": self._runners,
+            **describe_products(self._call, self._case),
         }
         if not set(compiled) <= {torch.get_num_threads()}:
             facts["fallback"] = f"compiled for {facts['compiled_threads']} threads, run with {facts['threads']}"

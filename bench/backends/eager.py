@@ -15,6 +15,7 @@ from bench.backends.base import (
     name_tf32,
     refuse_by_table,
 )
+from bench.onednn import describe_products
 from bench.records import Case, Scalar
 from lensing_models.precision import set_tf32
 
@@ -68,7 +69,7 @@ class EagerSession(TorchSession):
         self._module = module
 
     def evidence(self) -> Mapping[str, Scalar]:
-        """Return the dtypes of the weights, the TF32 flags and torch's thread count."""
+        """Return the dtypes of the weights, the TF32 flags, torch's thread count, and on a CPU what oneDNN ran."""
         import torch
 
         precision, dtypes = name_precision(self._module.parameters())
@@ -77,6 +78,7 @@ class EagerSession(TorchSession):
             "weight_dtypes": dtypes,
             "threads": torch.get_num_threads(),
             "memory_format": name_memory_format(self._module),
+            **describe_products(self._call, self._case),
             **({"cudnn_benchmark": torch.backends.cudnn.benchmark} if self._case.device == "cuda" else {}),
         }
 

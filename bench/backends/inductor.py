@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, TorchSession, Tunable, name_precision, name_tf32, refuse_by_table
 from bench.inductor_build import compile_settings, make_ready, probe_compiler, use_cache_in
+from bench.onednn import describe_products
 from bench.records import Case, Scalar
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class InductorSession(TorchSession):
             "frozen_weights": len(frozen),
             **self._built.counts,
             **count_calls("\n".join(written_code(module) for module in self._built.written)),
+            **describe_products(self._call, self._case),
         }
         if fallback := self._find_fallback(len(frozen)):
             facts["fallback"] = fallback

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, Tunable, divisions, installed, refuse_by_table
-from bench.onnx_session import CpuSession, CudaSession
+from bench.onnx_cuda import CudaSession
+from bench.onnx_session import CpuSession
 from bench.quantize import ONNX_RUNTIME, quantized_file, variants_of
 from bench.records import Case, Scalar
 

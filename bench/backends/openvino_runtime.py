@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.backends.base import Availability, LocalSession, Tunable, divisions, installed, refuse_by_table
-from bench.quantize import MIXED, OPENVINO, quantized_file, variants_of
+from bench.quantize import FLOATS, MIXED, OPENVINO, explain_floats, quantized_file, variants_of
 from bench.records import Case, Scalar, join_variants
 
 if TYPE_CHECKING:
@@ -156,7 +156,9 @@ class OpenVinoSession(LocalSession):
             if "Convolution" in operation.get_rt_info()["layerType"].astype(str)
         )
         return {
-            **judge_convolutions(layers, hint, self._case.precision, kept=hint_of(self._case)),
+            **judge_convolutions(
+                layers, hint, self._case.precision, hint_of(self._case), floats=int(self._facts.get(FLOATS) or 0)
+            ),
             "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
             "streams": self._compiled.get_property("NUM_STREAMS"),
             "requests": len(self._requests[0]),
@@ -170,7 +172,9 @@ def hint_of(case: Case) -> str:
     return HINTS["bf16" if case.has_variant(IN_BF16) else case.precision]
 
 
-def judge_convolutions(layers: Counter[str], hint: str, asked: str, kept: str = "f32") -> Mapping[str, Scalar]:
+def judge_convolutions(
+    layers: Counter[str], hint: str, asked: str, kept: str = "f32", floats: int = 0
+) -> Mapping[str, Scalar]:
     """Return the precision that ran, those of all convolutions, and whether that is a fallback.
 
     Args:
@@ -178,19 +182,23 @@ def judge_convolutions(layers: Counter[str], hint: str, asked: str, kept: str = 
         hint: What the plugin accepted as hint.
         asked: Precision of the case; int8 ran if most convolutions did.
         kept: Precision of those of an int8 case that are no integers.
+        floats: How many these are in the file.
     """
     integer = sum(layers[name] for name in INTEGERS)
     in_floats = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}.get(hint, hint)
-    ran = "int8" if 2 * integer > layers.total() else in_floats
     facts: dict[str, Scalar] = {
-        "precision": ran,
+        "precision": "int8" if 2 * integer > layers.total() else in_floats,
         "convolution_precisions": " ".join(f"{name}:{count}" for name, count in sorted(layers.items())),
     }
-    expected, named = (integer, asked) if asked == "int8" else (layers[hint], in_floats)
-    if 2 * expected <= layers.total():
-        facts["fallback"] = f"{expected} of {layers.total()} convolutions ran in {named}"
-    elif asked == "int8" and layers[kept] < layers.total() - integer:
-        facts["fallback"] = f"{layers[kept]} of the {layers.total() - integer} convolutions kept ran in {kept}"
+    if asked == "int8":
+        fallback = explain_floats(integer, layers.total(), floats)
+        if not fallback and layers[kept] < layers.total() - integer:
+            fallback = f"{layers[kept]} of the {layers.total() - integer} convolutions kept ran in {kept}"
+    else:
+        is_other = layers[hint] < layers.total() or not layers
+        fallback = f"{layers[hint]} of {layers.total()} convolutions ran in {in_floats}" if is_other else ""
+    if fallback:
+        facts["fallback"] = fallback
     return facts
 
 

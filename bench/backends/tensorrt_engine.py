@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from bench.tensorrt_build import (
     failure,
     find_or_build,
 )
+from bench.tensorrt_report import count_layers, count_tf32, find_fallback, find_float_convolutions, ran_precision
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -35,20 +33,10 @@ WHY = {
     "cpu": "TensorRT runs on NVIDIA GPUs only (device cuda)",
 }
 NO_DRIVER = "no NVIDIA driver on this machine, and TensorRT runs on NVIDIA GPUs only"
+#: What the builder says of a layer, or of several made one, for which it has no kernel.
+NO_KERNEL = "Could not find any implementation"
 #: `setTensorAddress` wants "sufficient alignment" (NvInferRuntime.h); cudaMalloc promises this much.
 ALIGNMENT_BYTES = 256
-
-# How the inspector spells a type: TensorRT 11 `Half`, TensorRT 10 `Half` or `Channel major FP16 format ...`.
-SPELLINGS = (
-    ("bf16", r"bf16|bfloat16"),
-    ("fp16", r"fp16|half"),
-    ("fp8", r"fp8"),
-    ("int8", r"\bint8"),
-    ("fp32", r"fp32|float"),
-    ("int64", r"int64"),
-    ("int32", r"int32"),
-    ("bool", r"bool"),
-)
 
 
 class TensorRTBackend(Tunable):
@@ -95,12 +83,21 @@ class TensorRTBackend(Tunable):
             build=int(self._settings.get(BUILD) or 0),
         )
         facts: dict[str, Scalar] = {"optimization_level": arguments.optimization_level}
-        if case.precision == "int8":
-            quantized = quantized_file(network, workdir, TENSORRT, case)
-            path, facts = quantized.path, {**facts, **quantized.facts}
-        else:
+        if case.precision != "int8":
             path = onnx_file(network, workdir, precision=case.precision)
-        return TensorRTSession(find_or_build(path, arguments, host, workdir), host, case, slots, facts)
+            return TensorRTSession(find_or_build(path, arguments, host, workdir), host, case, slots, facts)
+        quantized = quantized_file(network, workdir, TENSORRT, case)
+        try:
+            engine = find_or_build(quantized.path, arguments, host, workdir)
+        except RuntimeError as error:
+            if NO_KERNEL not in str(error):
+                raise
+            # Of depthwise convolutions in 8 bits with HardSwish or SiLU behind, some versions have none
+            # (github.com/NVIDIA/TensorRT/issues/3385).
+            quantized = quantized_file(network, workdir, TENSORRT, case, keep_depthwise=True)
+            engine = find_or_build(quantized.path, arguments, host, workdir)
+            facts["kept_unbuildable"] = "depthwise convolutions"
+        return TensorRTSession(engine, host, case, slots, {**facts, **quantized.facts})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -128,7 +125,7 @@ class TensorRTSession(LocalSession):
         import tensorrt as trt
 
         self.artifact_bytes, self.artifact_cached = len(engine.plan), engine.reused
-        self._engine_facts: dict[str, Scalar] = {"engine_key": engine.key, "engine_reused": engine.reused}
+        self._engine_facts: dict[str, Scalar] = {"engine_key": engine.key}
         if engine.had_timings is not None:
             self._engine_facts["timing_cache"] = "used" if engine.had_timings else "empty"
         self._engine_facts.update(facts or {})
@@ -201,7 +198,9 @@ class TensorRTSession(LocalSession):
             **self._engine_facts,
             "tensorrt": self._host.tensorrt,
         }
-        fallback = find_fallback(layers, self._case.precision, self._host.compute_capability)
+        tf32, named = count_tf32(report)
+        facts["tf32_kernels"] = f"{tf32} of {named}"
+        fallback = find_fallback(layers, self._case.precision, self._host.compute_capability, tf32)
         if self._case.precision == "int8":
             convolutions = count_layers(report, kind="convolution")
             facts["convolution_precisions"] = " ".join(f"{name}:{n}" for name, n in sorted(convolutions.items()))
@@ -231,58 +230,6 @@ def _stage(images: torch.Tensor, place: Slot) -> torch.Tensor:
         place.staging = torch.empty_like(images, memory_format=torch.contiguous_format)
     with torch.cuda.stream(place.stream):
         return place.staging.copy_(images)
-
-
-def count_layers(report: str, kind: str = "") -> Counter[str]:
-    """Return how many layers read each type, most frequent first, from the inspector's JSON.
-
-    A layer counts under the type that it reads: what converts from float32 to float16 on the way in
-    is no float16 arithmetic. A layer without inputs or of unknown type does not count.
-
-    Args:
-        report: The inspector's JSON.
-        kind: What must occur in a layer's ``LayerType`` or ``ParameterType``, in small letters.
-    """
-    layers = [layer for layer in json.loads(report).get("Layers", []) if isinstance(layer, dict)]
-    chosen = [layer for layer in layers if kind in f"{layer.get('LayerType')} {layer.get('ParameterType')}".lower()]
-    tensors = [layer["Inputs"][0] for layer in chosen if layer.get("Inputs")]
-    # TensorRT 11 split the field in two (migration guide 10.x to 11.x, IEngineInspector).
-    spelled = [tensor.get("DataType") or tensor.get("Format/Datatype", "") for tensor in tensors]
-    return Counter(name for name in map(layer_type, spelled) if name)
-
-
-def layer_type(spelled: str) -> str:
-    """Return the precision that the inspector means by *spelled*, empty if it is none known."""
-    return next((name for name, pattern in SPELLINGS if re.search(pattern, spelled, re.IGNORECASE)), "")
-
-
-def ran_precision(layers: Counter[str], asked: str) -> str:
-    """Return the type that most layers read; TF32 is fp32 that the engine was allowed to round.
-
-    int8 is what an engine is called in which any layer reads it: `find_float_convolutions` asks for more.
-    """
-    if asked == "int8" and layers["int8"]:
-        return asked
-    floats = Counter({name: count for name, count in layers.items() if name in ("fp32", "fp16", "bf16")})
-    if not floats:
-        return "unknown"
-    most = floats.most_common(1)[0][0]
-    return "tf32" if most == "fp32" and asked == "tf32" else most
-
-
-def find_fallback(layers: Counter[str], asked: str, compute_capability: tuple[int, int]) -> str:
-    """Return which precision was silently not used, or an empty text."""
-    if asked in ("fp16", "int8") and layers and not layers[asked]:
-        return f"no layer reads {asked}"
-    if asked == "tf32" and compute_capability < (8, 0):  # TF32 came with Ampere
-        return "no TF32 below compute capability 8.0"
-    return ""
-
-
-def find_float_convolutions(convolutions: Counter[str]) -> str:
-    """Return how few of an int8 engine's *convolutions* read int8, or an empty text if most do or none is known."""
-    integer, total = convolutions["int8"], convolutions.total()
-    return f"{integer} of {total} convolutions read int8" if 2 * integer <= total and total else ""
 
 
 BACKEND = TensorRTBackend()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, TorchSession, installed, name_precision, refuse_by_table
+from bench.onednn import describe_products
 from bench.records import DEFAULT, Case, Scalar
 from lensing_models.precision import set_tf32
 
@@ -71,7 +72,7 @@ class TorchScriptSession(TorchSession):
         self.artifact_bytes, self.artifact_cached = artifact.stat().st_size, was_cached(artifact)
 
     def evidence(self) -> Mapping[str, Scalar]:
-        """Return the dtypes of the weights that the frozen graph holds as constants."""
+        """Return the dtypes of the weights that the frozen graph holds as constants, and on a CPU what oneDNN ran."""
         import torch
 
         # torch.jit publishes no types for its graph.
@@ -83,6 +84,7 @@ class TorchScriptSession(TorchSession):
             "weight_dtypes": dtypes,
             "threads": torch.get_num_threads(),
             "deprecated": DEPRECATED,
+            **describe_products(self._call, self._case),
         }
         if self._case.has_variant(OPTIMIZED):
             facts.update(_count_mkldnn(self._graph))

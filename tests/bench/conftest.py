@@ -11,6 +11,7 @@ from torch import nn
 
 from bench.records import Case
 from lensing_models.network import LensNetwork
+from lensing_models.precision import without_tf32
 from lensing_models.registry import find_architecture, find_task
 
 #: Backends that compile each network for a minute or so: most of their tests run `TINY`.
@@ -116,11 +117,6 @@ def make_case(**changes: object) -> Case:
 
 @pytest.fixture
 def forbidden_tf32() -> Iterator[None]:
-    """Forbid cuDNN to round to TF32, as a run does."""
-    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    before = [part.fp32_precision for part in parts]
-    for part in parts:
-        part.fp32_precision = "ieee"
-    yield
-    for part, precision in zip(parts, before, strict=True):
-        part.fp32_precision = precision
+    """Forbid torch to round to TF32, as a run on CUDA does."""
+    with without_tf32("cuda"):
+        yield

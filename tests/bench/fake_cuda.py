@@ -110,12 +110,14 @@ class FakeCuda:
     @contextmanager
     def _capture(self, graph: FakeGraph, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
         assert stream.number != 0, "the default stream cannot be captured"
-        with self._use(stream):
-            self.recording = graph
-            try:
-                yield
-            finally:
-                self.recording = None
+        before, self.current, self.recording = self.current, stream, graph
+        try:
+            yield
+        except RuntimeError:
+            # As torch.cuda.graph does: the end of a capture that was broken off raises before the stream is put back.
+            self.recording = None
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904  # as there
+        self.recording, self.current = None, before
 
 
 class FakeSession:

@@ -112,6 +112,7 @@ def test_a_call_that_waits_is_a_failure_with_its_reason(cuda: FakeCuda, case: Ca
         prepare(inner, case)
 
     assert inner.is_closed
+    assert cuda.current.number == 0
 
 
 def test_a_runtime_that_captures_itself_does_where_we_cannot(cuda: FakeCuda, case: Case) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -40,6 +41,11 @@ def test_a_damaged_file_is_made_again(build: Build, tmp_path: Path) -> None:
 
 def ask_slowly(workdir: Path) -> tuple[bytes, bool]:
     """Ask for a file whose content names the call that wrote it, as one run of several does."""
+    (workdir / f"here-{os.getpid()}").touch()
+    deadline = time.monotonic() + 120
+    while len(list(workdir.glob("here-*"))) < 2:  # until the other one asks, too
+        assert time.monotonic() < deadline, "the other process did not come"
+        time.sleep(0.01)
     asked_at = str(time.monotonic_ns()).encode()
 
     def write(path: Path) -> None:
@@ -104,6 +110,18 @@ def test_fp16_keeps_fp32_at_the_doors(build: Build, workdir: Path) -> None:
 
     assert doors == {onnx.TensorProto.FLOAT}
     assert weights == {onnx.TensorProto.FLOAT16}
+
+
+def test_a_half_precision_graph_holds_the_biases_of_its_convolutions_and_computes_none(
+    build: Build, workdir: Path
+) -> None:
+    graph = onnx.load(str(onnx_file(build("mobilenetv3_small", "substructure"), workdir, "fp16"))).graph
+    held = {tensor.name for tensor in graph.initializer}
+
+    taken = {name for node in graph.node if node.op_type == "Conv" for name in node.input[1:]}
+
+    assert taken <= held
+    assert not {"CastLike", "Expand"} & {node.op_type for node in graph.node}
 
 
 def test_the_batch_is_dynamic_and_the_rest_is_not(build: Build, workdir: Path) -> None:

@@ -48,16 +48,44 @@ def test_fp32_is_held_to_the_tolerance(factor: float, passed: bool) -> None:
     assert compare(reference + np.float32(factor * TOLERANCE), reference, "fp32").passed is passed
 
 
-@pytest.mark.parametrize(
-    ("scored_at", "other_at", "agrees"),
-    [(1.0, 1.05, True), (1.0, 1.2, False), (1.3, 1.8, True), (1.3, 2.2, False), (1.0, np.nan, False)],
-)
-def test_a_further_session_must_agree_with_the_scored_one(scored_at: float, other_at: float, agrees: bool) -> None:
-    ones = np.ones((4, 3), dtype=np.float32)
+#: Outputs of a network that tells eight images apart, in two columns; their spread is 0.2.
+MASSES = np.array([[-1.4 + 0.2 * sign, -3.0 - 0.2 * sign] for sign in (1, -1) * 4], dtype=np.float32)
 
-    said = explain_disagreement(ones * np.float32(other_at), ones * np.float32(scored_at), ones)
+
+@pytest.mark.parametrize(
+    ("scored_by", "other_by", "agrees"),
+    [
+        (0.0, 0.019, True),
+        (0.0, 0.021, False),  # a tenth of what the outputs differ by, not of what they are
+        (0.0, -0.1, False),
+        (0.05, -0.04, True),  # two that round differently, each as far from the reference
+        (0.05, -0.06, False),
+        (0.0, np.nan, False),
+    ],
+)
+def test_a_further_session_must_agree_with_the_scored_one(scored_by: float, other_by: float, agrees: bool) -> None:
+    said = explain_disagreement(MASSES + np.float32(other_by), MASSES + np.float32(scored_by), MASSES)
 
     assert (said == "") is agrees
+
+
+def test_what_is_allowed_is_by_all_images_that_were_scored_and_not_by_those_compared_alone() -> None:
+    scored = MASSES.copy()
+    scored[7] += np.float32(0.1)
+
+    assert explain_disagreement(MASSES[:2] + np.float32(0.15), scored, MASSES) == ""
+    assert explain_disagreement(MASSES[:2] + np.float32(0.15), MASSES, MASSES) != ""
+
+
+def test_a_network_that_answers_all_images_alike_may_differ_by_rounding() -> None:
+    ones = np.ones((4, 3), dtype=np.float32)
+
+    assert explain_disagreement(ones * np.float32(1 + 5e-5), ones, ones) == ""
+    assert explain_disagreement(ones * np.float32(1.001), ones, ones) != ""
+
+
+def test_outputs_of_another_shape_are_no_agreement() -> None:
+    assert "shape (4, 1)" in explain_disagreement(MASSES[:4, :1], MASSES, MASSES)
 
 
 def test_two_sessions_of_a_worker_are_as_good_as_the_worse() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from bench.export import was_cached
 from bench.job import TrainingImages
-from bench.quantize import ONNX_RUNTIME, OPENVINO, TENSORRT, calibration_images, quantized_file, variants_of
+from bench.quantize import HELD_OUT, ONNX_RUNTIME, OPENVINO, TENSORRT, calibration_images, quantized_file, variants_of
 from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.network import LensNetwork
@@ -58,7 +58,7 @@ def other_data(made: LensNetwork) -> None:
 
 def fewer_data(made: LensNetwork) -> None:
     assert made.calibration is not None
-    made.calibration = GivenImages(made.calibration.images()[:4])
+    made.calibration = GivenImages(made.calibration.images()[:6])
 
 
 @pytest.mark.parametrize("change", [other_weights, other_data, fewer_data])
@@ -102,9 +102,11 @@ def test_a_network_without_images_cannot_be_quantised(workdir: Path) -> None:
         quantized_file(small_network(), workdir, ONNX_RUNTIME, CASE)
 
 
-def test_one_image_is_too_few_to_calibrate_and_to_judge(workdir: Path) -> None:
-    with pytest.raises(ValueError, match="2 training images or more"):
-        quantized_file(network(images=1), workdir, ONNX_RUNTIME, CASE)
+@pytest.mark.parametrize("images", [1, 4])
+def test_few_images_are_too_few_to_calibrate_and_to_judge(images: int, workdir: Path) -> None:
+    with pytest.raises(ValueError, match=f"5 training images or more to be calibrated, not {images}"):
+        quantized_file(network(images=images), workdir, ONNX_RUNTIME, CASE)
+    assert [len(part) for part in calibration_images(network(images=5))] == [3, 2]
 
 
 def test_images_that_judge_set_no_range() -> None:
@@ -135,8 +137,40 @@ def test_calibration_images_are_of_the_training_split_alone(tmp_path: Path) -> N
 
     assert {image.tobytes() for image in all_of_them.images().numpy()} == training
     assert len({image.tobytes() for image in some.images().numpy()} & training) == 4
-    assert some.rows.tolist() == store.indices("train")[[0, 2, 4, 6]].tolist()  # evenly spaced
     assert some.digest != all_of_them.digest
+
+
+@pytest.mark.parametrize("task", ["substructure", "halo_mass"])
+def test_calibration_images_are_of_all_labels_however_the_store_is_ordered(task: str, tmp_path: Path) -> None:
+    # The class of a simulated lens is its number modulo 3, and every sixth image would be of one.
+    store = simulate_dataset(find_task(task), Split(train=144, validation=3, test=3), tmp_path / "data")
+    labels = dict(zip(store.indices("train").tolist(), store.labels("train"), strict=True))
+    images = TrainingImages(store.folder, count=24)
+    held_out = images.rows[np.arange(24) % HELD_OUT == 1]
+
+    for rows, fewest in ((images.rows, 8), (held_out, 1), (images.rows[:12], 2)):
+        found = [labels[row] for row in rows.tolist()]
+        thirds = np.quantile(store.labels("train"), (0, 1 / 3, 2 / 3, 1))
+        counts = np.bincount(np.int64(found)) if task == "substructure" else np.histogram(found, thirds)[0]
+        assert len(counts) == 3
+        assert min(counts) >= fewest - (task == "halo_mass")
+
+
+def test_calibration_images_are_the_same_each_time(tmp_path: Path) -> None:
+    store = simulate_dataset(find_task("substructure"), Split(train=12, validation=3, test=3), tmp_path / "data")
+
+    assert TrainingImages(store.folder, 6).rows.tolist() == TrainingImages(store.folder, 6).rows.tolist()
+
+
+def test_a_processor_that_multiplies_integers_otherwise_has_a_file_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, workdir: Path
+) -> None:
+    first = quantized_file(network(), workdir, ONNX_RUNTIME, CASE).path
+    known = torch.cpu.get_capabilities()
+    other = {**known, "avx512_vnni": not known.get("avx512_vnni")}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other)
+
+    assert quantized_file(network(), workdir, ONNX_RUNTIME, CASE).path != first
 
 
 def test_the_digest_of_calibration_images_follows_the_data(tmp_path: Path) -> None:

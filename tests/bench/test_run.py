@@ -265,6 +265,16 @@ def test_what_other_work_spoilt_is_measured_once_more_on_request(bench: Bench) -
     assert once_more.quality == bench.records("again")[0].quality
     assert "score" not in again.stderr  # its outputs are there
 
+    (outputs,) = (bench.cwd / "again" / "outputs").glob("*-eager-*.npy")
+    outputs.unlink()
+    text = lines.read_text(encoding="utf-8").replace('"validity":"valid"', '"validity":"contended"')
+    lines.write_text(text.replace('"validity": "valid"', '"validity": "contended"'), encoding="utf-8")
+
+    third = bench.run("again", "--threads", "1", "--resume", "--retry-contended")
+
+    assert "score" in third.stderr  # or nothing could be held against them
+    assert outputs.exists()
+
 
 @pytest.mark.skipif(find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed")
 def test_a_scenario_that_raises_spoils_no_latency_and_the_rest_is_driven(bench: Bench) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.memory import is_out_of_memory
 from bench.tensorrt_build import (
     BuildArguments,
     EngineHost,
@@ -28,7 +29,6 @@ HOST = EngineHost(tensorrt="11.4.0.106", gpu="NVIDIA H100", compute_capability=(
         ("a" * 64, replace(ARGUMENTS, batch_size=1), HOST),
         ("a" * 64, replace(ARGUMENTS, tf32=True), HOST),
         ("a" * 64, replace(ARGUMENTS, optimization_level=5), HOST),
-        ("a" * 64, replace(ARGUMENTS, workspace_bytes=1 << 30), HOST),
         ("a" * 64, replace(ARGUMENTS, build=1), HOST),
         ("a" * 64, ARGUMENTS, replace(HOST, tensorrt="10.16.1.11")),
         ("a" * 64, ARGUMENTS, replace(HOST, gpu="NVIDIA H200")),
@@ -84,6 +84,15 @@ def test_failure_quotes_the_last_messages_of_tensorrt() -> None:
     assert str(error) == "TensorRT could not build an engine: second; third; fourth"
 
 
+def test_failure_quotes_that_memory_ran_out_before_and_no_message_at_length() -> None:
+    warning = "Tactic Device request: 1000MB Available: 302MB. Device memory is insufficient to use tactic."
+
+    error = failure("build an engine", [warning, "a", "b", "x" * 9000])
+
+    assert is_out_of_memory(str(error))
+    assert len(str(error)) < 1000
+
+
 @dataclass
 class Builder:
     """Stands for TensorRT's: no two of its plans are alike, and it knows one kernel more after each."""
@@ -115,6 +124,8 @@ def test_an_engine_is_built_once_and_a_damaged_one_again(builder: Builder, graph
 
     assert [engine.plan for engine in (first, second, third)] == [b"plan 1", b"plan 1", b"plan 2"]
     assert [engine.reused for engine in (first, second, third)] == [False, True, False]
+    # The third is built with what the first has left; who finds an engine knows how it was made.
+    assert [engine.had_timings for engine in (first, second, third)] == [False, False, True]
 
 
 def test_another_graph_is_built_with_the_times_that_the_first_has_left(

@@ -15,6 +15,7 @@ import torch
 from bench.backends import aoti
 from bench.backends.aoti import BACKEND, AotiSession
 from bench.export import cached_file
+from bench.inductor_build import aoti_package
 from bench.parity import TOLERANCE, compare, compute_reference, run_through
 from bench.records import Case
 from lensing_models.network import LensNetwork
@@ -94,6 +95,19 @@ def test_a_damaged_package_is_made_again(build: Build, workdir: Path) -> None:
 
     assert session._path == path
     assert again.error <= TOLERANCE
+
+
+def test_a_package_is_for_what_the_environment_tells_the_compiler(
+    build: Build, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_nothing(*_: object, package_path: str, **__: object) -> None:
+        Path(package_path).touch()
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", write_nothing)
+    plain = aoti_package(build(TINY, "substructure"), CASE, workdir / "variables")
+    monkeypatch.setenv("TORCHINDUCTOR_MAX_AUTOTUNE", "1")
+
+    assert aoti_package(build(TINY, "substructure"), CASE, workdir / "variables") != plain
 
 
 def test_a_later_session_compiles_nothing(build: Build, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,8 @@ def test_the_evidence_counts_what_ran_in_integers(backend: str, variant: str, wo
         assert not {"mixed+bf16": {"f32"}}.get(variant, {"bf16"}) & counts.keys()
     # Four convolutions and a classifier; of the five, mixed may keep two.
     assert sum(counts.values()) == 4
-    assert sum(counts.get(name, 0) for name in ("int8", "u8", "i8")) >= (4 if variant == "default" else 2)
+    assert evidence["float_convolutions"] <= (0 if variant == "default" else 2)
+    assert sum(counts.get(name, 0) for name in ("int8", "u8", "i8")) == 4 - evidence["float_convolutions"]
     assert {name for name in evidence if name.startswith("kept_")} == {
         "default": set(),
         "mixed": {"kept_fp32"},
@@ -63,11 +64,12 @@ def test_the_evidence_counts_what_ran_in_integers(backend: str, variant: str, wo
         (Counter(u8=15, bf16=5), None),
         (Counter(u8=20), None),
         (Counter(u8=15, f32=5), "0 of the 5 convolutions kept ran in bf16"),
-        (Counter(u8=5, bf16=15), "5 of 20 convolutions ran in int8"),
+        (Counter(u8=14, bf16=6), "14 of 20 convolutions ran in int8, 15 are meant to"),
+        (Counter(u8=5, bf16=15), "5 of 20 convolutions ran in int8, 15 are meant to"),
     ],
 )
 def test_what_was_to_be_kept_in_bf16_and_was_not_is_a_fallback(layers: Counter[str], said: str | None) -> None:
-    facts = openvino_runtime.judge_convolutions(layers, "bf16", "int8", kept="bf16")
+    facts = openvino_runtime.judge_convolutions(layers, "bf16", "int8", kept="bf16", floats=5)
 
     assert facts.get("fallback") == said
 
@@ -77,33 +79,40 @@ def _split(evidence: object) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("operations", "precision", "said"),
+    ("operations", "kept", "precision", "said"),
     [
-        (Counter(QLinearConv=15, Conv=5), "int8", None),
-        (Counter(QLinearConv=2, Conv=1, FusedConv=1), "fp32", "2 of 4 convolutions ran in int8"),
-        (Counter(Conv=20), "fp32", "0 of 20 convolutions ran in int8"),
+        (Counter(QLinearConv=15, Conv=5), 5, "int8", None),
+        (Counter(QLinearConv=15, FusedConv=5), 4, "int8", "15 of 20 convolutions ran in int8, 16 are meant to"),
+        (Counter(QLinearConv=19, Conv=1), 0, "int8", "19 of 20 convolutions ran in int8"),
+        (Counter(QLinearConv=2, Conv=1, FusedConv=1), 0, "fp32", "2 of 4 convolutions ran in int8"),
+        (Counter(Conv=20), 0, "fp32", "0 of 20 convolutions ran in int8"),
     ],
 )
-def test_onnx_runtime_that_ran_floats_is_a_fallback(operations: Counter[str], precision: str, said: str | None) -> None:
-    facts = onnx_session.judge_convolutions(operations)
+def test_onnx_runtime_that_ran_floats_is_a_fallback(
+    operations: Counter[str], kept: int, precision: str, said: str | None
+) -> None:
+    facts = onnx_session.judge_convolutions(operations, kept)
 
     assert (facts["precision"], facts.get("fallback")) == (precision, said)
 
 
 @pytest.mark.parametrize(
-    ("layers", "hint", "asked", "precision", "said"),
+    ("layers", "hint", "asked", "floats", "precision", "said"),
     [
-        (Counter(u8=15, f32=5), "f32", "int8", "int8", None),
-        (Counter(u8=15, bf16=5), "f32", "int8", "int8", "0 of the 5 convolutions kept ran in f32"),
-        (Counter(i8=20), "f32", "int8", "int8", None),
-        (Counter(u8=1, f32=3), "f32", "int8", "fp32", "1 of 4 convolutions ran in int8"),
-        (Counter(bf16=20), "bf16", "bf16", "bf16", None),
-        (Counter(f32=20), "bf16", "bf16", "bf16", "0 of 20 convolutions ran in bf16"),
+        (Counter(u8=15, f32=5), "f32", "int8", 5, "int8", None),
+        (Counter(u8=15, f32=5), "f32", "int8", 0, "int8", "15 of 20 convolutions ran in int8"),
+        (Counter(u8=15, bf16=5), "f32", "int8", 5, "int8", "0 of the 5 convolutions kept ran in f32"),
+        (Counter(i8=20), "f32", "int8", 0, "int8", None),
+        (Counter(u8=1, f32=3), "f32", "int8", 0, "fp32", "1 of 4 convolutions ran in int8"),
+        (Counter(bf16=20), "bf16", "bf16", 0, "bf16", None),
+        (Counter(bf16=19, f32=1), "bf16", "bf16", 0, "bf16", "19 of 20 convolutions ran in bf16"),
+        (Counter(f32=20), "bf16", "bf16", 0, "bf16", "0 of 20 convolutions ran in bf16"),
+        (Counter(), "f32", "fp32", 0, "fp32", "0 of 0 convolutions ran in fp32"),
     ],
 )
 def test_openvino_that_ran_something_else_is_a_fallback(
-    layers: Counter[str], hint: str, asked: str, precision: str, said: str | None
+    layers: Counter[str], hint: str, asked: str, floats: int, precision: str, said: str | None
 ) -> None:
-    facts = openvino_runtime.judge_convolutions(layers, hint, asked)
+    facts = openvino_runtime.judge_convolutions(layers, hint, asked, floats=floats)
 
     assert (facts["precision"], facts.get("fallback")) == (precision, said)

@@ -15,22 +15,30 @@ import pytest
 import torch
 from torch import nn
 
+from bench.backends import tensorrt_engine
 from bench.backends.base import has_nvidia_driver
-from bench.backends.tensorrt_engine import (
-    BACKEND,
+from bench.backends.tensorrt_engine import BACKEND
+from bench.qdq_pairs import count_float_convolutions
+from bench.records import Case
+from bench.tensorrt_report import (
     count_layers,
+    count_tf32,
     find_fallback,
     find_float_convolutions,
     layer_type,
     ran_precision,
 )
-from bench.records import Case
 from lensing_models.network import LensNetwork
 from tests.bench.conftest import GivenImages
+from tests.bench.test_qdq_graph import small_network as network_with_a_depthwise_layer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-SOURCES = (ROOT / "bench" / "tensorrt_build.py", ROOT / "bench" / "backends" / "tensorrt_engine.py")
+SOURCES = (
+    ROOT / "bench" / "tensorrt_build.py",
+    ROOT / "bench" / "tensorrt_report.py",
+    ROOT / "bench" / "backends" / "tensorrt_engine.py",
+)
 VERSIONS = ("10.13.3.9", "10.16.1.11", "11.4.0.106")
 CASE = Case(
     task="substructure",
@@ -180,7 +188,7 @@ except RuntimeError as error:
     assert ran.stdout.strip() == "TensorRT could not create a builder: TensorRT logged no error", ran.stderr
 
 
-def test_logger_keeps_errors_and_drops_warnings(python_with_bindings: Python) -> None:
+def test_logger_keeps_errors_and_of_warnings_those_of_memory(python_with_bindings: Python) -> None:
     code = """
 import sys, tensorrt_bindings as trt
 sys.modules["tensorrt"] = trt
@@ -189,12 +197,14 @@ errors = []
 logger = collecting_logger(errors)
 for severity in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"):
     logger.log(getattr(trt.ILogger, severity), severity)
-print(*errors)
+    logger.log(getattr(trt.ILogger, severity), f"{severity} insufficient memory")
+print(*errors, sep=", ")
 """
 
     ran = python_with_bindings("-c", code)
 
-    assert ran.stdout.strip() == "INTERNAL_ERROR ERROR", ran.stderr
+    of_memory = "INTERNAL_ERROR insufficient memory, ERROR, ERROR insufficient memory, WARNING insufficient memory"
+    assert ran.stdout.strip() == f"INTERNAL_ERROR, {of_memory}", ran.stderr
 
 
 # What the backend says before anything is built
@@ -248,6 +258,50 @@ def test_refuse_says_why(change: dict[str, str], reason: str) -> None:
     assert reason in refused
 
 
+# An int8 engine for which TensorRT has no kernel
+
+
+@pytest.fixture
+def machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Stand in for the builder, which refuses depthwise convolutions in 8 bits; return the graphs it was given."""
+    given: list[Path] = []
+
+    def find_or_build(path: Path, *_: object) -> str:
+        given.append(path)
+        if count_float_convolutions(path) == 0:
+            raise RuntimeError("TensorRT could not build an engine: Could not find any implementation for node dw")
+        return "engine"
+
+    monkeypatch.setattr(tensorrt_engine, "has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(tensorrt_engine, "engine_host", lambda: None)
+    monkeypatch.setattr(tensorrt_engine, "find_or_build", find_or_build)
+    monkeypatch.setattr(tensorrt_engine, "TensorRTSession", lambda engine, host, case, slots, facts: facts)
+    return given
+
+
+def test_depthwise_convolutions_stay_float_where_tensorrt_has_no_kernel_for_them(
+    machine_without_a_gpu: list[Path], workdir: Path
+) -> None:
+    network = network_with_a_depthwise_layer()
+    network.calibration = GivenImages(torch.rand(8, 1, 12, 12))
+
+    facts = BACKEND.prepare(network, replace(CASE, precision="int8"), workdir)
+
+    assert [count_float_convolutions(path) for path in machine_without_a_gpu] == [0, 1]
+    assert facts["kept_unbuildable"] == "depthwise convolutions"  # type: ignore[index]  # what stands for the session
+    assert facts["float_convolutions"] == 1  # type: ignore[index]  # as above
+
+
+def test_a_network_without_them_fails_with_tensorrts_own_reason(
+    machine_without_a_gpu: list[Path], workdir: Path
+) -> None:
+    network = small_network()
+    network.calibration = GivenImages(torch.rand(8, 1, 50, 50))
+
+    with pytest.raises(RuntimeError, match="any implementation for node dw"):
+        BACKEND.prepare(network, replace(CASE, precision="int8"), workdir)
+
+
 # What ran, read from the inspector's report
 
 
@@ -284,9 +338,22 @@ def test_convolutions_are_counted_by_what_they_read() -> None:
     report = """{"Layers": [
         {"Name": "images_Q", "LayerType": "Reformat", "Inputs": [{"DataType": "Float"}]},
         {"Name": "a", "LayerType": "CaskConvolution", "Inputs": [{"DataType": "Int8"}]},
-        {"Name": "b", "LayerType": "gemm", "ParameterType": "Convolution", "Inputs": [{"DataType": "Float"}]}]}"""
+        {"Name": "b", "LayerType": "gemm", "ParameterType": "Convolution", "Inputs": [{"DataType": "Float"}]},
+        {"Name": "c", "LayerType": "fusion", "ConvParameterType": "Convolution", "Inputs": [{"DataType": "Half"}]}]}"""
 
-    assert count_layers(report, kind="convolution") == {"int8": 1, "fp32": 1}
+    assert count_layers(report, kind="convolution") == {"int8": 1, "fp32": 1, "fp16": 1}
+
+
+def test_kernels_that_round_to_tf32_are_counted_by_their_names() -> None:
+    report = """{"Layers": [{"Name": "a", "TacticName": "sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32"},
+        {"Name": "b", "TacticName": "sm80_xmma_fprop_f32f32_f32f32"}, {"Name": "c"}]}"""
+
+    assert count_tf32(report) == (1, 2)
+
+
+def test_fp32_engine_with_kernels_that_round_to_tf32_is_a_fallback() -> None:
+    assert find_fallback(Counter(fp32=22), "fp32", (9, 0), tf32=3) == "3 layers run in tf32"
+    assert find_fallback(Counter(fp32=22), "tf32", (9, 0), tf32=3) == ""
 
 
 @pytest.mark.parametrize(
@@ -424,13 +491,14 @@ def test_second_preparation_reuses_the_engine(tmp_path: Path) -> None:
     images = torch.rand(4, 1, 50, 50, device="cuda")
     with BACKEND.prepare(small_network(), CASE, tmp_path) as session:
         session.infer(images)
-        first = session.evidence()
+        first, first_cached = session.evidence(), session.artifact_cached
 
     with BACKEND.prepare(small_network(), CASE, tmp_path) as session:
         session.infer(images)
-        second = session.evidence()
+        second, second_cached = session.evidence(), session.artifact_cached
 
-    assert (first["engine_reused"], second["engine_reused"]) == (False, True)
+    assert (first_cached, second_cached) == (False, True)
+    assert first["timing_cache"] == second["timing_cache"] == "empty"
     assert first["engine_key"] == second["engine_key"]
 
 
