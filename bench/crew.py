@@ -16,6 +16,7 @@ from bench.largest import Largest
 from bench.parity import PARITY_IMAGES, worse_of
 from bench.process import Oversight, Worker, WorkerError
 from bench.records import Case, Measurement, Parity, RunRecord, Scalar
+from bench.scored import scored_facts
 
 #: Fewest images on which a session that is timed is compared; the scored one is on `PARITY_IMAGES`.
 COMPARED_IMAGES = 32
@@ -31,7 +32,7 @@ class Crew:
         built: An earlier one of the same case, which had to build what the open one loaded.
         settings: Of the runtime in the open one.
         worst_opened: The largest error of the sessions that were opened for the case.
-        scored_evidence: Precision of the session that was scored, and its fallback if it had one.
+        scored_evidence: What the session that was scored says (`bench.scored.KEPT`).
     """
 
     worker: Worker
@@ -247,5 +248,5 @@ def _crew_of_earlier(worker: Worker, record: RunRecord) -> Crew:
         drift=record.drift,
         build_s=known.build_s if known else math.nan,
         artifact_cached=known.artifact_cached if known else None,
-        scored_evidence={"precision": told} if known and (told := known.evidence.get("scored_precision")) else {},
+        scored_evidence=scored_facts(known.evidence) if known else {},
     )

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A quality metric, or a difference of one, with its 95 % interval over resampled test images.
+    """A quality metric, or a difference of one, with its 95 % interval.
+
+    It is over resampled test images, but that of a difference of accuracies by the images lost and gained.
 
     Attributes:
         metric: Name of the metric.

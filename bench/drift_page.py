@@ -11,7 +11,8 @@ from bench.table import Report, Row, group_by_place
 
 NOTES = """\
 What each session's answers to all test images are worth, less what those of the reference (eager fp32, NCHW) are:
-accuracy in points, an MSE in percent of the reference's; in brackets the 95 % interval over resampled images.
+accuracy in points, an MSE in percent of the reference's; in brackets the 95 % interval, of AUC and MSE over resampled
+images, of accuracy by the images lost and gained.
 `worse`: the whole interval of some metric is beyond its margin; `non-inferior`: the harmful end of each is within it;
 `cannot tell`: neither, for want of images. Flips: images put into another class, those lost and gained by it, and
 McNemar's exact p that they are equal."""

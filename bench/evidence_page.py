@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from bench import cell
 from bench.page import markdown_table
 from bench.records import Scalar
+from bench.scored import SCORED
 from bench.table import Report, Row, evidence_of
 
 HEADER = ("network", "runtime", "asked", "ran", "rows", "what the session says")
 #: Told elsewhere on the page, or of no use without the files beside it.
-LEFT_OUT = frozenset({"precision", "fallback", "deprecated", "sweep", "sweep_file", "calibration"})
+LEFT_OUT = frozenset({"precision", "fallback", "deprecated", "sweep", "sweep_file", "calibration", "onednn_kernels"})
 #: Begins the names of what the session of two requests says otherwise.
 SATURATED = "saturated_"
 NOTES = """\
@@ -38,7 +39,7 @@ def evidence_section(report: Report) -> list[str]:
 def _told(row: Row) -> Iterator[str]:
     """Yield what the session of *row* says, shortened where it lists layers."""
     for name, value in evidence_of(row).items():
-        if name not in LEFT_OUT and not name.startswith(SATURATED) and value is not None:
+        if name not in LEFT_OUT and not name.startswith((SATURATED, SCORED)) and value is not None:
             yield f"{name.replace('_', ' ')} {_short(name, value)}"
 
 

@@ -13,6 +13,7 @@ from bench.measure import LoadMeter, stopwatch
 from bench.process import WorkerError
 from bench.records import Block, Scalar, Stages, Timing
 from bench.saturate import IN_FLIGHT
+from bench.scored import hold_to_scored, scored_facts
 
 #: In the order of a worker's answer.
 STAGES = ("decode_s", "preprocess_s", "copy_in_s", "compute_s", "copy_out_s", "whole_s")
@@ -137,5 +138,8 @@ def saturate_together(
 def differing(evidence: Mapping[str, Scalar], of_latency: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return what the *evidence* of the saturated session says otherwise, under names of its own."""
     # A fallback of the one is none of the other.
-    said = {"fallback": "", **evidence} if of_latency.get("fallback") else evidence
+    said = {"fallback": "", **evidence} if of_latency.get("fallback") else dict(evidence)
+    # But what was scored is the same for both.
+    if reason := hold_to_scored(evidence, scored_facts(of_latency)):
+        said["fallback"] = said.get("fallback") or reason
     return {f"saturated_{name}": value for name, value in said.items() if of_latency.get(name) != value}

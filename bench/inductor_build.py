@@ -168,15 +168,13 @@ def load_package(path: Path, case: Case, workdir: Path, runners: int) -> AOTIMod
     from torch._inductor.package.package import load_package as load
 
     with TemporaryDirectory(prefix="unpacked-", dir=workdir) as folder, _environment("TMPDIR", folder):
-        # A capture allows no question whether earlier calls are done, as runners ask; torch makes one then. Captured
-        # graphs share it: they are made one after the other, and have their own memory.
+        # A capture allows no question whether earlier calls are done, as runners ask.
         single = case.has_variant(GRAPH)
-        count = 1 if single else runners
-        loader: AOTIModelPackageLoader = load(str(path), run_single_threaded=single, num_runners=count).loader
+        loader: AOTIModelPackageLoader = load(str(path), run_single_threaded=single, num_runners=runners).loader
         if case.device == "cuda":
             shape = (case.batch_size, *find_task(case.task).image_shape)
             # Each runner reads the files of the kernels at its own first call, and torch takes them in turn.
-            for _ in range(count):
+            for _ in range(runners):
                 loader.run([torch.rand(shape, device="cuda")])
             torch.cuda.synchronize()
     return loader

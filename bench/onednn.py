@@ -27,6 +27,8 @@ BF16_ABILITIES = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 #: Environment variables that let fp32 be multiplied in less (oneDNN, "Primitive attributes: floating-point math mode").
 FPMATH_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+#: Those that put more into its lines, or fewer of them.
+VERBOSE_VARIABLES = tuple(f"{library}_VERBOSE{what}" for library in ("ONEDNN", "DNNL") for what in ("", "_TIMESTAMP"))
 #: A line of its verbose mode: kind, implementation, memory descriptors, attributes (oneDNN 3, "Verbose Mode").
 LINE = re.compile(
     r"^onednn_verbose,v1,primitive,exec,cpu,(?P<kind>\w+),(?P<name>[^,]*),[^,]*,(?P<memory>[^,]*),(?P<attributes>[^,]*),"
@@ -48,19 +50,17 @@ class Product:
     math: str = ""
 
 
-def forbid_reduced_products() -> None:
-    """Have oneDNN multiply fp32 numbers as such, whatever the environment says; before it is first used."""
-    for name in FPMATH_VARIABLES:
+def settle_environment() -> None:
+    """Have oneDNN multiply fp32 numbers as such and tell of it as `LINE` says; before it is first used."""
+    for name in (*FPMATH_VARIABLES, *VERBOSE_VARIABLES):
         os.environ.pop(name, None)
 
 
 def products_of(call: Callable[[], object]) -> list[Product]:
-    """Return the products that oneDNN computes in *call*; empty where torch has no oneDNN."""
+    """Return the products that oneDNN computes in *call*."""
     import torch
 
     mkldnn: Any = torch.backends.mkldnn  # torch leaves it unannotated
-    if not mkldnn.is_available():
-        return []
     with tempfile.TemporaryFile() as file:
         with _written_to(file), mkldnn.verbose(mkldnn.VERBOSE_ON):
             call()
@@ -84,10 +84,11 @@ def read_products(text: str) -> Iterator[Product]:
 
 
 def describe_products(call: Callable[[torch.Tensor], object], case: Case) -> Mapping[str, Scalar]:
-    """Return what oneDNN ran in one *call* of a session of torch's on noise, for its evidence; nothing on CUDA."""
+    """Return what oneDNN ran in one *call* of a session of torch's on noise, for its evidence; nothing without it."""
     import torch
 
-    if case.device != "cpu":
+    mkldnn: Any = torch.backends.mkldnn  # torch leaves it unannotated
+    if case.device != "cpu" or not mkldnn.is_available():
         return {}
     images = torch.rand(case.batch_size, *find_task(case.task).image_shape)
 

@@ -54,15 +54,8 @@ class CudaSession(LocalSession):
         self._settings = settings or {}
         # ONNX Runtime takes stream 0 for none, so the streams must not be torch's default one.
         self._streams = new_streams(slots)
-        options = {
-            "device_id": "0",
-            "cudnn_conv_algo_search": str(self._settings.get("cudnn_conv_algo_search", "EXHAUSTIVE")),
-            "prefer_nhwc": str(int(bool(self._settings.get("prefer_nhwc", False)))),
-            # Without it ONNX Runtime rules out every kernel on tensor cores, those of fp16 too (conv.cc).
-            "use_tf32": "0" if case.precision == "fp32" else "1",
-            "enable_cuda_graph": "1" if own_graph else "0",
-        }
         load_libraries()
+        options = provider_options(case.precision, self._settings, captures=bool(own_graph))
         own = [{**options, "user_compute_stream": str(stream.cuda_stream)} for stream in self._streams]
         self._sessions = [build_session(path, case, ("CUDAExecutionProvider", one)) for one in own]
         shape = (case.batch_size, output_count)
@@ -114,6 +107,24 @@ class CudaSession(LocalSession):
             facts["precision"] = "tf32"
         graph = {"cuda_graph": "ONNX Runtime's own", "not_captured": self._own_graph} if self._own_graph else {}
         return {**facts, "use_tf32": tf32, **graph}
+
+
+def provider_options(precision: str, settings: Mapping[str, Scalar], *, captures: bool) -> dict[str, str]:
+    """Return what the provider is told, but for the stream.
+
+    Args:
+        precision: Of the case.
+        settings: By name; what is not named is at its default.
+        captures: Whether ONNX Runtime is to make a CUDA graph of its own.
+    """
+    return {
+        "device_id": "0",
+        "cudnn_conv_algo_search": str(settings.get("cudnn_conv_algo_search", "EXHAUSTIVE")),
+        "prefer_nhwc": str(int(bool(settings.get("prefer_nhwc", False)))),
+        # Without it ONNX Runtime rules out every kernel on tensor cores, those of fp16 too (conv.cc).
+        "use_tf32": "0" if precision == "fp32" else "1",
+        "enable_cuda_graph": str(int(captures)),
+    }
 
 
 def enqueue(session: Any, binding: Any, options: Any) -> None:  # onnxruntime is untyped

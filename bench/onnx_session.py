@@ -147,7 +147,7 @@ def count_operations(path: Path) -> Counter[str]:
 
 
 def judge_convolutions(operations: Counter[str], kept: int = 0) -> Mapping[str, Scalar]:
-    """Return the precision in which most convolutions ran, how many, and whether that is a fallback from int8.
+    """Return int8 if all ran so that were to, else that in which most did; how many; whether it is a fallback.
 
     Args:
         operations: Of the graph that ran, by kind.
@@ -155,12 +155,13 @@ def judge_convolutions(operations: Counter[str], kept: int = 0) -> Mapping[str, 
     """
     integer = sum(operations[name] for name in INTEGER_CONVOLUTIONS)
     total = integer + sum(operations[name] for name in FLOAT_CONVOLUTIONS)
+    floats = explain_floats(integer, total, kept)
     facts: dict[str, Scalar] = {
-        "precision": "int8" if 2 * integer > total else "fp32",
+        "precision": "int8" if not floats or 2 * integer > total else "fp32",
         "convolution_precisions": f"fp32:{total - integer} int8:{integer}",
         "quantize_operations": operations["QuantizeLinear"] + operations["DequantizeLinear"],
     }
-    if floats := explain_floats(integer, total, kept):
+    if floats:
         facts["fallback"] = floats
     return facts
 

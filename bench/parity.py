@@ -23,6 +23,8 @@ TOLERANCE = 1e-4
 #: max |difference| between a session that is timed and the one that was scored, at any precision, over the spread of
 #: the reference's outputs: two bf16 sessions round differently, by a few hundredths on the deepest network.
 AGREEMENT = 0.1
+#: Fewer images have no spread to speak of; their rms stands for it.
+FEWEST_IMAGES = 8
 #: Test images that are compared.
 PARITY_IMAGES = 256
 #: Batch of the reference; its outputs do not depend on it beyond rounding.
@@ -140,9 +142,10 @@ def explain_disagreement(outputs: Outputs, scored: Outputs, reference: Outputs) 
     if not np.isfinite(outputs).all():
         return explain_not_finite(outputs)
     known = reference.astype(np.float64)
-    spread = float(np.sqrt(np.mean(np.square(known - known.mean(axis=0)))))
+    size = float(np.sqrt(np.mean(np.square(known))))
+    spread = float(np.sqrt(np.mean(np.square(known - known.mean(axis=0))))) if len(known) >= FEWEST_IMAGES else size
     drifted = float(np.abs(scored - known).max())
-    allowed = max(AGREEMENT * spread, 2 * drifted, TOLERANCE * float(np.sqrt(np.mean(np.square(known)))))
+    allowed = max(AGREEMENT * spread, 2 * drifted, TOLERANCE * size)
     difference = float(np.abs(outputs.astype(np.float64) - same).max())
     if difference <= allowed:
         return ""

@@ -73,16 +73,6 @@ class Quantizer:
         #: By name of a layer, the node with its weights and those without that follow it.
         self.layers = name_layers(self.model, scheme.operations)
 
-    def depthwise_layers(self) -> set[str]:
-        """Return the layers that convolve each channel by itself."""
-        owner = {node: name for name, nodes in self.layers.items() for node in nodes}
-        grouped = {
-            node.name
-            for node in self.model.graph.node
-            if node.op_type == "Conv" and any(one.name == "group" and one.i > 1 for one in node.attribute)
-        }
-        return {owner[node] for node in grouped if node in owner}
-
     def save(self, path: Path, keep: Collection[str] = (), only: Collection[str] | None = None) -> None:
         """Write the graph to *path*, its answers over the calibration images moved by what 8 bits move their mean.
 
@@ -155,6 +145,25 @@ class Quantizer:
             free_others(done, scheme.operations)
         quantizer.model.topological_sort()
         return done
+
+
+def depthwise_layers(path: Path, operations: Sequence[str]) -> set[str]:
+    """Return the layers of the fp32 graph in *path* that convolve each channel by itself.
+
+    Args:
+        path: The graph.
+        operations: That are quantised.
+    """
+    import onnx
+
+    model = onnx.load(str(path))
+    owner = {node: name for name, nodes in name_layers(model, operations).items() for node in nodes}
+    grouped = {
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and any(one.name == "group" and one.i > 1 for one in node.attribute)
+    }
+    return {owner[node] for node in grouped if node in owner}
 
 
 def last_layer(model: Any) -> Any:  # onnx is untyped

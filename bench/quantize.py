@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.equalize import FLOOR, POWER
 from bench.onnx_run import Images
-from bench.qdq_graph import FLAT, SILU_FLAT, Quantizer, Scheme
+from bench.qdq_graph import FLAT, SILU_FLAT, Quantizer, Scheme, depthwise_layers
 from bench.qdq_pairs import LAYERS, count_float_convolutions
 from bench.records import DEFAULT, Case, Scalar
 
@@ -29,7 +29,17 @@ FLOATS = "float_convolutions"
 #: Part of every file's key; raised when the way of quantising changes.
 QUANTIZE_VERSION = 3
 #: What of a processor decides how it multiplies 8-bit integers.
-INTEGER_ABILITIES = ("architecture", "avx2", "avx512_bw", "avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "dotprod")
+INTEGER_ABILITIES = (
+    "architecture",
+    "avx2",
+    "avx512_bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "avx_vnni_int8",
+    "i8mm",
+    "dot",
+)
 #: Every so many of the calibration images sets no ranges: the sweep of `bench.sensitivity` judges by them.
 HELD_OUT = 3
 #: One image has no spread to hold an error against.
@@ -96,7 +106,7 @@ def quantized_file(
         facts |= {**sweep.facts(), "sweep_file": file.name}
 
     if keep_depthwise:
-        kept = {*kept, *calibrate().depthwise_layers()}
+        kept = {*kept, *depthwise_layers(onnx_file(network, workdir), scheme.operations)}
 
     def write(path: Path) -> None:
         calibrate().save(path, keep=kept)
@@ -129,7 +139,7 @@ def explain_floats(integer: int, total: int, kept: int) -> str:
         total: All of them.
         kept: Those that the file keeps in float.
     """
-    if total - integer <= kept:
+    if total and total - integer <= kept:
         return ""
     meant = f", {total - kept} are meant to" if kept else ""
     return f"{integer} of {total} convolutions ran in int8{meant}"

@@ -263,7 +263,7 @@ def resolve_device(device: str, *, listing: bool) -> str:
         return "cuda"
     if device == "cuda":
         raise ValueError("--device cuda: torch finds no usable GPU here; known: cpu")
-    reason = "is built without CUDA" if torch.version.cuda is None else f"(CUDA {torch.version.cuda}) finds none"
+    reason = "is built without CUDA" if torch.version.cuda is None else f"(CUDA {torch.version.cuda}) can use no GPU"
     print(
         f"There is an NVIDIA driver, but torch {reason}: measured on the CPU (--device cpu says so).", file=sys.stderr
     )

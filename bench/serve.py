@@ -7,14 +7,14 @@ from multiprocessing.connection import Connection
 
 from bench.job import Job, write_reference
 from bench.memory import explain
-from bench.onednn import forbid_reduced_products
+from bench.onednn import settle_environment
 from bench.worker import Bench
 
 
 def serve(connection: Connection, job: Job) -> None:
     """Answer the parent's calls until it hangs up; the entry point of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers Ctrl-C
-    forbid_reduced_products()  # of the reference, too, which would agree with what it should catch
+    settle_environment()  # of the reference, too, which would agree with what it should catch
     bench: Bench | None = None
     while True:
         try:

@@ -13,6 +13,7 @@ from bench.margin import DriftVerdict, judge_drift, read_margins
 from bench.metrics import COST_METRICS, known_cost_metrics
 from bench.paired import with_paired_interval
 from bench.pareto import Directed, Point, frontier
+from bench.parity import TOLERANCE
 from bench.records import Environment, RunRecord, Scalar, Validity
 from bench.scenario_record import ScenarioRecord
 from bench.statistic import judge
@@ -193,7 +194,7 @@ def _restated(record: RunRecord) -> RunRecord:
     """Return *record*, the interval of its accuracy's difference by the counts, whatever it was when recorded."""
     if record.drift is None:
         return record
-    agrees = record.parity is not None and record.parity.tolerance is not None and record.parity.passed
+    agrees = record.parity is not None and record.parity.error <= TOLERANCE
     return dataclasses.replace(record, drift=with_paired_interval(record.drift, agrees=agrees))
 
 

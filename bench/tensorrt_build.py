@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Characters of a message that are told.
 LONGEST = 500
+#: What the builder says of a layer, or of several made one, for which it has no kernel.
+NO_KERNEL = "Could not find any implementation"
 #: TensorRT's own default of the level below.
 DEFAULT_LEVEL = 3
 
@@ -86,7 +88,8 @@ def find_or_build(onnx_file: Path, arguments: BuildArguments, host: EngineHost, 
     """Return the engine of *onnx_file* from *workdir*, building it if it is not there or damaged.
 
     Raises:
-        RuntimeError: If TensorRT cannot build it; the message holds TensorRT's own.
+        RuntimeError: If TensorRT cannot build it, or could not before for want of a kernel; the message holds
+            TensorRT's own.
     """
     key = engine_key(hashlib.sha256(onnx_file.read_bytes()).hexdigest(), arguments, host)
     path = workdir / f"{key}.plan"
@@ -98,13 +101,27 @@ def find_or_build(onnx_file: Path, arguments: BuildArguments, host: EngineHost, 
             # Whoever built it has ended: a session is timed in a process that found its engine.
             told = {b"used": True, b"empty": False}.get(read_plan(story) or b"")
             return Engine(key=key, plan=plan, reused=True, had_timings=told)
+        refused = path.with_suffix(".refused")
+        if (reason := read_plan(refused)) is not None:
+            raise RuntimeError(reason.decode())
         timings = timing_file(arguments, host, workdir)
         known = read_plan(timings) or b""
-        plan, timed = build_plan(onnx_file, arguments, known)
+        try:
+            plan, timed = build_plan(onnx_file, arguments, known)
+        except RuntimeError as error:
+            if lacks_kernel(str(error)):
+                # It would be tried again by every process that wants it, for minutes.
+                write_plan(refused, str(error).encode())
+            raise
         write_plan(story, b"used" if known else b"empty")
         write_plan(path, plan)
         write_plan(timings, timed)
         return Engine(key=key, plan=plan, reused=False, had_timings=bool(known))
+
+
+def lacks_kernel(reason: str) -> bool:
+    """Return whether TensorRT could not build an engine for want of a kernel, and not of memory for one."""
+    return NO_KERNEL in reason and not is_out_of_memory(reason)
 
 
 def timing_file(arguments: BuildArguments, host: EngineHost, workdir: Path) -> Path:

@@ -6,6 +6,8 @@ import json
 import re
 from collections import Counter
 
+from bench.quantize import explain_floats
+
 # How the inspector spells a type: TensorRT 11 `Half`, TensorRT 10 `Half` or `Channel major FP16 format ...`.
 SPELLINGS = (
     ("bf16", r"bf16|bfloat16"),
@@ -83,7 +85,6 @@ def find_fallback(layers: Counter[str], asked: str, compute_capability: tuple[in
     return ""
 
 
-def find_float_convolutions(convolutions: Counter[str]) -> str:
-    """Return how few of an int8 engine's *convolutions* read int8, or an empty text if most do or none is known."""
-    integer, total = convolutions["int8"], convolutions.total()
-    return f"{integer} of {total} convolutions read int8" if 2 * integer <= total and total else ""
+def find_float_convolutions(convolutions: Counter[str], kept: int = 0) -> str:
+    """Return how more of an int8 engine's *convolutions* than *kept* read floats; empty where none is known."""
+    return explain_floats(convolutions["int8"], convolutions.total(), kept) if convolutions else ""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from bench.interleave import Member
 from bench.process import WorkerError
 from bench.records import Scalar
+from bench.scored import SCORED, hold_to_scored
 
 
 class Vouchers:
@@ -31,14 +32,8 @@ class Vouchers:
         Args:
             key: Of a case.
             evidence: Changed in place; a fallback of its own stands.
-            scored: Evidence of the session that was scored; empty where it is not known.
+            scored: `bench.scored.KEPT` of the session that was scored; empty where it is not known.
         """
-        if known := self._fallbacks.get(key):
-            evidence.setdefault("fallback", known)
-        if (precision := scored.get("precision")) is None:
-            return
-        evidence["scored_precision"] = precision
-        if scored.get("fallback"):
-            evidence.setdefault("fallback", f"of the session that was scored: {scored['fallback']}")
-        elif precision != evidence.get("precision"):
-            evidence.setdefault("fallback", f"scored in {precision}, timed in {evidence.get('precision')}")
+        for reason in filter(None, (self._fallbacks.get(key), hold_to_scored(evidence, scored))):
+            evidence.setdefault("fallback", reason)
+        evidence |= {f"{SCORED}{name}": value for name, value in scored.items()}

@@ -18,6 +18,7 @@ from bench.measure import Clock, stopwatch
 from bench.memory import PeakMeter
 from bench.records import BUILD, Parity, Scalar
 from bench.saturate import IN_FLIGHT, Saturation
+from bench.scored import KEPT
 
 if TYPE_CHECKING:
     from bench.arrival import Outcome
@@ -38,6 +39,7 @@ class Bench:
         self._session: Session | None = None
         self._opened: Opened | None = None
         self._clock: Clock | Saturation | None = None
+        self._input_digest = ""
         self._case = job.case
         self._backend: Backend = self._find_backend()
 
@@ -135,7 +137,8 @@ class Bench:
             images=len(outputs),
             build_s=self._opened.prepare_s,
             artifact_cached=self._opened.artifact_cached,
-            evidence={name: fact for name, fact in self.proof().items() if name in ("precision", "fallback")},
+            # Not its threads: it has one, and that is no matter for what it answers.
+            evidence={name: fact for name, fact in self._open_session().evidence().items() if name in KEPT},
         )
 
     def compare(self) -> tuple[Parity | None, str]:
@@ -210,7 +213,10 @@ class Bench:
         chosen = {name: value for name, value in self._job.settings.items() if name != BUILD}
         facts |= {"settings": describe_settings(chosen)} if chosen else {}
         facts |= {BUILD: self._job.settings[BUILD]} if BUILD in self._job.settings else {}
-        return facts, self._latency_clock().input_digest()
+        digest = self._latency_clock().input_digest()
+        if digest != self._input_digest:
+            facts.setdefault("fallback", "wrote into the images that it was given")
+        return facts, digest
 
     def proof(self) -> dict[str, Scalar]:
         """Return the session's evidence.
@@ -266,7 +272,9 @@ class Bench:
 
     def _open_clock(self) -> Clock | Saturation:
         """Return what times the open session; made late, for a large batch may have no room for the buffers."""
-        self._clock = self._clock or Clock(self._open_session(), self._inputs().buffers(), self._job.plan)
+        if self._clock is None:
+            self._clock = Clock(self._open_session(), self._inputs().buffers(), self._job.plan)
+            self._input_digest = self._clock.input_digest()
         return self._clock
 
     def _latency_clock(self) -> Clock:

@@ -12,7 +12,7 @@ from bench.backends.base import Availability, TorchSession, name_tf32, refuse_by
 from bench.export import was_cached
 from bench.inductor_build import aoti_package, load_package, probe_compiler
 from bench.onednn import describe_products
-from bench.records import Case, Scalar
+from bench.records import GRAPH, Case, Scalar
 from lensing_models.precision import set_tf32
 
 if TYPE_CHECKING:
@@ -51,16 +51,19 @@ class AotiBackend:
         """
         path = aoti_package(network, case, workdir)
         set_tf32(case.device, allowed=case.precision == "tf32")
-        return AotiSession(path, load_package(path, case, workdir, slots), case, slots)
+        # torch makes one runner alone for what is captured. Graphs share it: they are made one after the other, and
+        # have their own memory.
+        runners = 1 if case.has_variant(GRAPH) else slots
+        return AotiSession(path, load_package(path, case, workdir, runners), case, slots, runners)
 
 
 class AotiSession(TorchSession):
-    """A loaded package with one runner a slot; they share the constants and wait for no one."""
+    """A loaded package; with one runner a slot they share the constants and wait for no one."""
 
-    def __init__(self, path: Path, loader: AOTIModelPackageLoader, case: Case, slots: int) -> None:
+    def __init__(self, path: Path, loader: AOTIModelPackageLoader, case: Case, slots: int, runners: int) -> None:
         super().__init__(lambda images: loader.run([images])[0], case, slots)
         self.artifact_bytes, self.artifact_cached = path.stat().st_size, was_cached(path)
-        self._path, self._runners = path, slots
+        self._path, self._runners = path, runners
 
     def evidence(self) -> Mapping[str, Scalar]:
         """Return the types of the constants in the package, what its code calls, and torch's thread count."""

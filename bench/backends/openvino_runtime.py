@@ -180,18 +180,20 @@ def judge_convolutions(
     Args:
         layers: Convolutions by the precision that the plugin gave them.
         hint: What the plugin accepted as hint.
-        asked: Precision of the case; int8 ran if most convolutions did.
+        asked: Precision of the case; int8 ran if all convolutions did that were to, or most.
         kept: Precision of those of an int8 case that are no integers.
         floats: How many these are in the file.
     """
     integer = sum(layers[name] for name in INTEGERS)
     in_floats = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}.get(hint, hint)
+    unmeant = explain_floats(integer, layers.total(), floats)
+    is_int8 = asked == "int8" and not unmeant
     facts: dict[str, Scalar] = {
-        "precision": "int8" if 2 * integer > layers.total() else in_floats,
+        "precision": "int8" if is_int8 or 2 * integer > layers.total() else in_floats,
         "convolution_precisions": " ".join(f"{name}:{count}" for name, count in sorted(layers.items())),
     }
     if asked == "int8":
-        fallback = explain_floats(integer, layers.total(), floats)
+        fallback = unmeant
         if not fallback and layers[kept] < layers.total() - integer:
             fallback = f"{layers[kept]} of the {layers.total() - integer} convolutions kept ran in {kept}"
     else:

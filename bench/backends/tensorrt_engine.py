@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from bench.backends.base import Availability, LocalSession, Tunable, has_nvidia_driver, installed, refuse_by_table
-from bench.quantize import TENSORRT, quantized_file, variants_of
+from bench.quantize import FLOATS, TENSORRT, quantized_file, variants_of
 from bench.records import BUILD, Case, Scalar
 from bench.tensorrt_build import (
     DEFAULT_LEVEL,
@@ -20,6 +20,7 @@ from bench.tensorrt_build import (
     engine_host,
     failure,
     find_or_build,
+    lacks_kernel,
 )
 from bench.tensorrt_report import count_layers, count_tf32, find_fallback, find_float_convolutions, ran_precision
 
@@ -33,8 +34,6 @@ WHY = {
     "cpu": "TensorRT runs on NVIDIA GPUs only (device cuda)",
 }
 NO_DRIVER = "no NVIDIA driver on this machine, and TensorRT runs on NVIDIA GPUs only"
-#: What the builder says of a layer, or of several made one, for which it has no kernel.
-NO_KERNEL = "Could not find any implementation"
 #: `setTensorAddress` wants "sufficient alignment" (NvInferRuntime.h); cudaMalloc promises this much.
 ALIGNMENT_BYTES = 256
 
@@ -90,7 +89,7 @@ class TensorRTBackend(Tunable):
         try:
             engine = find_or_build(quantized.path, arguments, host, workdir)
         except RuntimeError as error:
-            if NO_KERNEL not in str(error):
+            if not lacks_kernel(str(error)):
                 raise
             # Of depthwise convolutions in 8 bits with HardSwish or SiLU behind, some versions have none
             # (github.com/NVIDIA/TensorRT/issues/3385).
@@ -204,7 +203,8 @@ class TensorRTSession(LocalSession):
         if self._case.precision == "int8":
             convolutions = count_layers(report, kind="convolution")
             facts["convolution_precisions"] = " ".join(f"{name}:{n}" for name, n in sorted(convolutions.items()))
-            fallback = fallback or find_float_convolutions(convolutions)
+            kept = int(self._engine_facts.get(FLOATS) or 0)
+            fallback = fallback or find_float_convolutions(convolutions, kept)
         return {**facts, "fallback": fallback} if fallback else facts
 
     def _require(self, done: bool, what: str) -> None:

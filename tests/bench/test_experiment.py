@@ -66,6 +66,23 @@ def found() -> Findings:
     return Findings(evidence={"precision": "fp32", "threads": 2}, input_digest="", remarks=[])
 
 
+@pytest.mark.parametrize(
+    ("of_latency", "proof", "said"),
+    [
+        ({"scored_precision": "fp32", "fallback": "scored"}, {"precision": "bf16"}, "scored with precision fp32"),
+        ({"scored_precision": "bf16"}, {"precision": "bf16"}, None),
+        ({"fallback": "2 threads"}, {"precision": "bf16"}, ""),
+        ({"scored_precision": "bf16", "scored_fallback": "emulated"}, {"precision": "bf16"}, "of the session that was"),
+    ],
+)
+def test_two_requests_are_held_to_what_was_scored_too(
+    of_latency: dict[str, str], proof: dict[str, str], said: str | None
+) -> None:
+    found = differing(proof, {"precision": "bf16", **of_latency}).get("saturated_fallback")
+
+    assert found == said if not said else str(found).startswith(said)
+
+
 def saturate(*scripts: Script) -> list[Findings]:
     members = [member(script, f"backend{number}") for number, script in enumerate(scripts)]
     findings = {item.case.key: found() for item in members}

@@ -106,6 +106,17 @@ def test_the_inputs_take_turns() -> None:
     assert session.seen == [number % 3 for number in range(len(session.seen))]
 
 
+def test_the_digest_of_the_inputs_is_of_what_is_in_them_now() -> None:
+    buffers = [torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)]
+    timed = Clock(Waiting(0.0), buffers, BlockPlan(block_s=0.01, calls=1, discards=0, warmup_s=0.01))
+    before = timed.input_digest()
+    assert timed.input_digest() == before
+
+    buffers[1][0, 0, 1, 1] = 2.0  # as a runtime that writes into the images would
+
+    assert timed.input_digest() != before
+
+
 def test_a_session_needs_an_input() -> None:
     with pytest.raises(ValueError, match="no input"):
         Clock(Waiting(0.0), [], PLAN)

@@ -9,13 +9,14 @@ import torch
 
 from bench.onednn import (
     FPMATH_VARIABLES,
+    VERBOSE_VARIABLES,
     Product,
     describe_products,
-    forbid_reduced_products,
     is_emulated,
     judge_products,
     products_of,
     read_products,
+    settle_environment,
 )
 from tests.bench.conftest import make_case
 
@@ -108,17 +109,23 @@ def test_a_network_that_computes_in_fp32_is_no_bf16(capfd: pytest.CaptureFixture
     assert capfd.readouterr().out == "heard again\n"  # and nothing of what oneDNN wrote
 
 
+def test_a_torch_without_onednn_has_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+
+    assert describe_products(lambda images: images, make_case(precision="bf16")) == {}
+
+
 def test_on_cuda_there_is_nothing_to_tell() -> None:
     assert describe_products(lambda images: images, make_case(device="cuda")) == {}
 
 
 def test_the_environment_has_no_say_in_how_fp32_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in FPMATH_VARIABLES:
-        monkeypatch.setenv(name, "BF16")
+    for name in (*FPMATH_VARIABLES, *VERBOSE_VARIABLES):
+        monkeypatch.setenv(name, "1")
 
-    forbid_reduced_products()
+    settle_environment()
 
-    assert not set(FPMATH_VARIABLES) & os.environ.keys()
+    assert not {*FPMATH_VARIABLES, *VERBOSE_VARIABLES} & os.environ.keys()
 
 
 @needs_onednn

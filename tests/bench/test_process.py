@@ -13,6 +13,7 @@ import pytest
 from bench.job import Job
 from bench.measure import BlockPlan
 from bench.process import Oversight, Worker, WorkerError, available_memory, default_memory_limit
+from bench.serve import serve
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.preset import Split
 from lensing_models.registry import find_task
@@ -151,3 +152,20 @@ def test_after_its_end_a_worker_is_made_anew(job: Job) -> None:
 
 def test_the_default_memory_limit_leaves_something_to_the_others() -> None:
     assert 0 < default_memory_limit() < psutil.virtual_memory().total
+
+
+def test_a_worker_settles_how_numbers_are_multiplied_before_it_answers(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone:
+        """A connection whose parent has hung up."""
+
+        def recv(self) -> object:
+            raise EOFError
+
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    monkeypatch.setattr("bench.serve.signal.signal", lambda *_: None)  # this process still answers Ctrl-C
+
+    serve(Gone(), job)  # type: ignore[arg-type]  # all that is asked of it
+
+    assert "ONEDNN_DEFAULT_FPMATH_MODE" not in os.environ

@@ -11,7 +11,16 @@ import torch
 
 from bench.export import was_cached
 from bench.job import TrainingImages
-from bench.quantize import HELD_OUT, ONNX_RUNTIME, OPENVINO, TENSORRT, calibration_images, quantized_file, variants_of
+from bench.quantize import (
+    HELD_OUT,
+    INTEGER_ABILITIES,
+    ONNX_RUNTIME,
+    OPENVINO,
+    TENSORRT,
+    calibration_images,
+    quantized_file,
+    variants_of,
+)
 from lensing_models.data.preprocess import scale_to_unit
 from lensing_models.data.simulate import simulate_dataset
 from lensing_models.network import LensNetwork
@@ -160,6 +169,14 @@ def test_calibration_images_are_the_same_each_time(tmp_path: Path) -> None:
     store = simulate_dataset(find_task("substructure"), Split(train=12, validation=3, test=3), tmp_path / "data")
 
     assert TrainingImages(store.folder, 6).rows.tolist() == TrainingImages(store.folder, 6).rows.tolist()
+
+
+def test_what_is_asked_of_a_processor_is_known_to_torch() -> None:
+    known = torch.cpu.get_capabilities()
+    if known["architecture"] != "x86_64":
+        pytest.skip("of x86 alone")
+
+    assert {name for name in INTEGER_ABILITIES if name not in known} <= {"dot", "i8mm"}  # of Arm
 
 
 def test_a_processor_that_multiplies_integers_otherwise_has_a_file_of_its_own(

@@ -128,6 +128,24 @@ def test_an_engine_is_built_once_and_a_damaged_one_again(builder: Builder, graph
     assert [engine.had_timings for engine in (first, second, third)] == [False, False, True]
 
 
+def test_what_has_no_kernel_is_not_tried_again_and_what_had_no_memory_is(
+    monkeypatch: pytest.MonkeyPatch, graph: Path, tmp_path: Path
+) -> None:
+    tries: list[str] = []
+    reason = "TensorRT could not build an engine: Could not find any implementation for node dw"
+
+    def refuse(*_: object) -> tuple[bytes, bytes]:
+        tries.append(reason)
+        raise RuntimeError(f"{reason}{'; insufficient memory' if len(tries) == 1 else ''}")
+
+    monkeypatch.setattr("bench.tensorrt_build.build_plan", refuse)
+    for _ in range(4):
+        with pytest.raises(RuntimeError, match="any implementation for node dw"):
+            find_or_build(graph, ARGUMENTS, HOST, tmp_path)
+
+    assert len(tries) == 2
+
+
 def test_another_graph_is_built_with_the_times_that_the_first_has_left(
     builder: Builder, graph: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from bench.interleave import Member
 from bench.process import WorkerError
 from bench.records import Scalar
+from bench.scored import scored_facts
 from bench.vouch import Vouchers
 from tests.bench.conftest import make_case
 
@@ -59,7 +60,9 @@ def test_a_process_that_cannot_tell_fails_its_case() -> None:
     ("scored", "said"),
     [
         ({"precision": "bf16"}, None),
-        ({"precision": "fp32"}, "scored in fp32, timed in bf16"),
+        ({"precision": "fp32"}, "scored with precision fp32, timed with bf16"),
+        ({"precision": "bf16", "float_convolutions": 3}, "scored with float_convolutions 3, timed with None"),
+        ({"fallback": "emulated"}, "of the session that was scored: emulated"),
         ({"precision": "bf16", "fallback": "emulated"}, "of the session that was scored: emulated"),
         ({}, None),
     ],
@@ -70,7 +73,7 @@ def test_the_session_that_was_scored_ran_what_is_timed(scored: dict[str, Scalar]
     Vouchers().complete(CASE.key, evidence, scored)
 
     assert evidence.get("fallback") == said
-    assert evidence.get("scored_precision") == scored.get("precision")
+    assert scored_facts(evidence) == scored  # as a run that is resumed reads them
 
 
 def test_a_fallback_of_its_own_stands() -> None:

@@ -15,7 +15,7 @@ import torch
 from bench.backends import aoti
 from bench.backends.aoti import BACKEND, AotiSession
 from bench.export import cached_file
-from bench.inductor_build import aoti_package
+from bench.inductor_build import aoti_package, find_toolkit
 from bench.parity import TOLERANCE, compare, compute_reference, run_through
 from bench.records import Case
 from lensing_models.network import LensNetwork
@@ -188,3 +188,20 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
     assert "'no-such-compiler'" in reason
     assert "CXX" in reason
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_on_cuda_it_wants_the_toolkits_headers(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+
+    assert find_toolkit() is None
+    assert "cuda.h" in BACKEND.probe("cuda").reason
+    assert not BACKEND.probe("cpu").reason
+
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda.h").touch()
+
+    assert find_toolkit() == tmp_path
+    assert "cuda.h" not in BACKEND.probe("cuda").reason

@@ -82,6 +82,8 @@ def _split(evidence: object) -> list[str]:
     ("operations", "kept", "precision", "said"),
     [
         (Counter(QLinearConv=15, Conv=5), 5, "int8", None),
+        (Counter(QLinearConv=2, Conv=2), 2, "int8", None),  # half of a small network, on purpose
+        (Counter(), 0, "fp32", "0 of 0 convolutions ran in int8"),
         (Counter(QLinearConv=15, FusedConv=5), 4, "int8", "15 of 20 convolutions ran in int8, 16 are meant to"),
         (Counter(QLinearConv=19, Conv=1), 0, "int8", "19 of 20 convolutions ran in int8"),
         (Counter(QLinearConv=2, Conv=1, FusedConv=1), 0, "fp32", "2 of 4 convolutions ran in int8"),
@@ -100,6 +102,8 @@ def test_onnx_runtime_that_ran_floats_is_a_fallback(
     ("layers", "hint", "asked", "floats", "precision", "said"),
     [
         (Counter(u8=15, f32=5), "f32", "int8", 5, "int8", None),
+        (Counter(u8=2, f32=2), "f32", "int8", 2, "int8", None),
+        (Counter(), "f32", "int8", 0, "fp32", "0 of 0 convolutions ran in int8"),
         (Counter(u8=15, f32=5), "f32", "int8", 0, "int8", "15 of 20 convolutions ran in int8"),
         (Counter(u8=15, bf16=5), "f32", "int8", 5, "int8", "0 of the 5 convolutions kept ran in f32"),
         (Counter(i8=20), "f32", "int8", 0, "int8", None),

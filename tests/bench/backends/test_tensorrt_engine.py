@@ -357,15 +357,17 @@ def test_fp32_engine_with_kernels_that_round_to_tf32_is_a_fallback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("convolutions", "said"),
+    ("convolutions", "kept", "said"),
     [
-        (Counter(int8=16, fp32=4), ""),
-        (Counter(int8=2, fp32=2), "2 of 4 convolutions read int8"),
-        (Counter(), ""),
+        (Counter(int8=16, fp32=4), 4, ""),
+        (Counter(int8=2, fp32=6), 6, ""),
+        (Counter(int8=16, fp32=4), 3, "16 of 20 convolutions ran in int8, 17 are meant to"),
+        (Counter(int8=2, fp32=2), 0, "2 of 4 convolutions ran in int8"),
+        (Counter(), 0, ""),
     ],
 )
-def test_int8_engine_of_float_convolutions_is_a_fallback(convolutions: Counter[str], said: str) -> None:
-    assert find_float_convolutions(convolutions) == said
+def test_int8_engine_of_float_convolutions_is_a_fallback(convolutions: Counter[str], kept: int, said: str) -> None:
+    assert find_float_convolutions(convolutions, kept) == said
 
 
 def test_int8_engine_without_int8_layers_is_a_fallback() -> None:
