@@ -108,7 +108,7 @@ def test_the_inputs_take_turns() -> None:
 
 def test_the_digest_of_the_inputs_is_of_what_is_in_them_now() -> None:
     buffers = [torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)]
-    timed = Clock(Waiting(0.0), buffers, BlockPlan(block_s=0.01, calls=1, discards=0, warmup_s=0.01))
+    timed = Clock(Waiting(0.0), buffers, PLAN)
     before = timed.input_digest()
     assert timed.input_digest() == before
 
